@@ -1,0 +1,62 @@
+"""Errors a client is answered with; each knows its HTTP status and the OpenAI error body.
+
+    ApiError                     status, type, code, param, message, retry_after_s
+      InvalidRequest       400   a field is wrong; `param` names it
+      ModelNotFound        404
+      Overloaded           503   server_is_overloaded: the queue is full
+      NoReadyReplica       503   no_ready_replica
+      DeadlineExceeded     504   waited past its deadline; nothing was computed
+      EngineFailed         500   the engine gave up on this request
+
+All arguments go to `super().__init__`, so that errors survive pickling between actors.
+"""
+
+from engine.errors import MantaError
+
+
+class ApiError(MantaError):
+    """An answer other than success."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, param, retry_after_s)
+        self.message, self.param, self.retry_after_s = message, param, retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The OpenAI error body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message, param)
+        self.args = (message, param, code)
+        self.code = code
+
+
+class ModelNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class Overloaded(ApiError):
+    status, type, code = 503, "server_error", "server_is_overloaded"
+
+
+class NoReadyReplica(ApiError):
+    status, type, code = 503, "server_error", "no_ready_replica"
+
+
+class DeadlineExceeded(ApiError):
+    status, type, code = 504, "server_error", "deadline_exceeded"
+
+
+class EngineFailed(ApiError):
+    status, type, code = 500, "server_error", "engine_failed"

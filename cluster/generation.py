@@ -1,0 +1,37 @@
+"""The seam between the HTTP side of a gateway and the side that knows shards and replicas.
+
+`cluster.gateway` calls a `Generator`; in production that is `cluster.dispatcher.Dispatcher`, in tests and in the
+null-engine benchmark it may be an engine in the same process.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from engine.config import EngineInfo
+from engine.request import GenerateRequest, TokenChunk
+
+
+class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What surrounds a request: who asks, and for how long it matters."""
+
+    model: str  #: the served name
+    tenant: str = "default"
+    timeout_s: float = 600.0  #: from now; past it the request ends (504 before its first token)
+
+
+class Generator(Protocol):
+    """Runs requests somewhere and streams their tokens back."""
+
+    def model_info(self, model: str) -> EngineInfo | None:
+        """Facts of a served model from any of its ready replicas; None while none is ready."""
+        ...
+
+    def stream(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[TokenChunk]:
+        """Chunks in order, each index exactly once; the last carries `finish`.
+
+        Raises an `ApiError` instead where the request cannot go on. Closing the iterator (`aclose`) or
+        cancelling the task that reads it frees the work within a step.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The shells: Ray Serve deployments, actors and sockets around the plain classes; decides nothing."""

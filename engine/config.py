@@ -1,0 +1,110 @@
+"""Settings of one engine, as written in the config, and what a started engine derived from them.
+
+Descriptions in `Meta` are the configuration reference (`docs/configuration.md` is generated from them).
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import ConfigError
+
+
+class DType(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Batching(StrEnum):
+    CONTINUOUS = "continuous"
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one replica of a model runs. Unknown keys are refused (`cluster.config` reads the file)."""
+
+    dtype: Annotated[
+        DType,
+        Meta(
+            description="Number format of weights and cache. `auto`: the checkpoint's own where the device "
+            "computes it natively, else float32."
+        ),
+    ] = DType.AUTO
+    device: Annotated[str, Meta(description="`auto` (cuda when there is one), `cpu`, `cuda` or `cuda:N`.")] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Meta(ge=1, description="Longest prompt plus output in tokens. Unset: the model's own limit."),
+    ] = None
+    max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="Sequences computed together.")] = 64
+    max_batched_tokens: Annotated[
+        int,
+        Meta(ge=1, description="Token budget of one step; longer prompts are computed in chunks of it."),
+    ] = 2048
+    block_size: Annotated[
+        int, Meta(ge=1, le=256, description="Tokens in one KV block, the unit of the prefix cache.")
+    ] = 32
+    kv_cache_tokens: Annotated[
+        int | None,
+        Meta(ge=1, description="Tokens the KV cache holds. Unset: from `kv_cache_memory`."),
+    ] = None
+    kv_cache_memory: Annotated[
+        float,
+        Meta(
+            gt=0.0,
+            lt=1.0,
+            description="Share of the device's free memory for the KV cache (measured after the weights are "
+            "loaded, and never more than every sequence at full length needs). On a CPU the share is divided by "
+            "the number of replicas on the host and capped at 4 GiB.",
+        ),
+    ] = 0.85
+    prefix_caching: Annotated[bool, Meta(description="Share computed blocks between equal prefixes.")] = True
+    batching: Annotated[
+        Batching,
+        Meta(
+            description="`continuous`: sequences join and leave at every step. `static` (a padded batch that waits "
+            "for its longest) and `dynamic` (a static batch closed by size or time) are there for comparison."
+        ),
+    ] = Batching.CONTINUOUS
+    batch_size: Annotated[int, Meta(ge=1, description="Batch of `static` and `dynamic`.")] = 16
+    batch_timeout_s: Annotated[
+        float, Meta(ge=0.0, description="`static` and `dynamic` start an unfilled batch after this many seconds.")
+    ] = 0.1
+    threads: Annotated[
+        int | None, Meta(ge=1, description="CPU threads of the replica. Unset: its share of the host's cores.")
+    ] = None
+    check_invariants: Annotated[
+        bool, Meta(description="Check the block bookkeeping after every step (slow; for hunting a bug).")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
+            raise ConfigError(
+                "engine.kv_cache_tokens", self.kv_cache_tokens, f"give at least one block of {self.block_size} tokens"
+            )
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a started engine is: facts others need to talk to it. One per replica, fixed until it ends."""
+
+    model_path: str
+    architecture: str
+    weights_revision: str  #: hash over the weight files' headers and sizes; part of every block hash
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int  #: that sequences can use (the null block is not counted)
+    max_num_seqs: int
+    eos_token_ids: tuple[int, ...] = ()
+    startup_s: dict[str, float] = {}  #: seconds per phase: load, compile, warm_up, ...
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return self.num_blocks * self.block_size

@@ -1,0 +1,80 @@
+"""Errors an engine raises for what others gave it.
+
+    MantaError
+      ConfigError            a value in the configuration; names key, value and remedy
+      ModelRefused           a checkpoint that cannot be served
+        UnsupportedArchitecture
+        BadCheckpoint        missing, truncated, misfitting or unsafe files; names the file
+      RequestRefused         a request this engine can never run
+      EngineDead             the engine has stopped; nothing it holds will finish
+      KernelBuildError       the CPU kernels could not be compiled
+
+Every error passes all its arguments to `super().__init__`, so that it survives pickling between actors.
+"""
+
+
+class MantaError(Exception):
+    """Base of every error that Manta raises on purpose."""
+
+
+class ConfigError(MantaError):
+    """A configuration value is wrong."""
+
+    def __init__(self, key: str, value: object, remedy: str) -> None:
+        super().__init__(key, value, remedy)
+        self.key, self.value, self.remedy = key, value, remedy
+
+    def __str__(self) -> str:
+        return f"configuration: {self.key} = {self.value!r}: {self.remedy}"
+
+
+class ModelRefused(MantaError):
+    """This checkpoint cannot be served; `where` is the model or the file, `why` names the remedy."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(where, why)
+        self.where, self.why = where, why
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class UnsupportedArchitecture(ModelRefused):
+    """The model class cannot run on the paged engine."""
+
+
+class BadCheckpoint(ModelRefused):
+    """A file of the checkpoint is missing, truncated, unsafe or does not fit the others."""
+
+
+class RequestRefused(MantaError):
+    """The engine can never run this request (the gateway should have refused it)."""
+
+    def __init__(self, request_id: str, why: str) -> None:
+        super().__init__(request_id, why)
+        self.request_id, self.why = request_id, why
+
+    def __str__(self) -> str:
+        return f"request {self.request_id}: {self.why}"
+
+
+class EngineDead(MantaError):
+    """The engine's loop has ended; `why` is its first error."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the engine has stopped: {self.why}"
+
+
+class KernelBuildError(MantaError):
+    """Compiling the CPU kernels failed; `output` is the compiler's own text."""
+
+    def __init__(self, command: str, output: str) -> None:
+        super().__init__(command, output)
+        self.command, self.output = command, output
+
+    def __str__(self) -> str:
+        return f"compiling the CPU kernels failed: {self.command}\n{self.output}"
