@@ -1,0 +1,109 @@
+"""The one typed configuration of a Manta app: gateway, router and the models it serves.
+
+Read by `cluster.config_reader`; every field's description is the configuration reference.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+
+DEMO_MODEL = "demo"  #: the name under which the built-in model is asked for
+
+
+class Edge(StrEnum):
+    """Who accepts HTTP connections."""
+
+    AUTO = "auto"
+    DIRECT = "direct"
+    PROXY = "proxy"
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: Annotated[str, Meta(description="Address the gateway listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the gateway. 0: any free one.")] = 8000
+    edge: Annotated[
+        Edge,
+        Meta(
+            description="`direct`: gateways listen on host and port themselves (cheapest). `proxy`: requests come "
+            "through Ray Serve's HTTP proxy. `auto`: `proxy` where Ray Serve runs one (`serve run`, "
+            "`serve deploy`), else `direct` (`manta serve`)."
+        ),
+    ] = Edge.AUTO
+    replicas: Annotated[int, Meta(ge=1, le=64, description="Gateway processes.")] = 1
+    request_timeout_s: Annotated[
+        float, Meta(gt=0.0, description="Longest life of a request, waiting included; then 504, or `abort`.")
+    ] = 600.0
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="Larger request bodies are refused with 413.")] = (
+        4 * 1024 * 1024
+    )
+    max_choices: Annotated[int, Meta(ge=1, description="Largest `n`, and most prompts in one batch request.")] = 128
+    max_logprobs: Annotated[int, Meta(ge=0, description="Most alternatives per token.")] = 20
+    stream_stall_s: Annotated[
+        float, Meta(gt=0.0, description="A client that reads nothing for so long is cut off.")
+    ] = 30.0
+
+
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The queue in front of the replicas."""
+
+    max_queued_requests: Annotated[
+        int, Meta(ge=1, description="Requests that may wait; one more is refused with 503 and Retry-After.")
+    ] = 4096
+    max_queued_tokens: Annotated[
+        int, Meta(ge=1, description="Prompt tokens that may wait; more are refused with 503 and Retry-After.")
+    ] = 16_000_000
+    lease_s: Annotated[
+        float, Meta(gt=0.0, description="A grant that is not used for so long returns to the replica's credit.")
+    ] = 2.0
+    report_timeout_s: Annotated[
+        float, Meta(gt=0.0, description="A replica that reports nothing for so long gets no new requests.")
+    ] = 2.0
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One served model."""
+
+    model: Annotated[
+        str,
+        Meta(min_length=1, description="A local Hugging Face directory, a hub id, or `demo` (the built-in model)."),
+    ] = DEMO_MODEL
+    name: Annotated[
+        str, Meta(description="The `model` that requests name. Unset: the directory's or hub id's last part.")
+    ] = ""
+    replicas: Annotated[int, Meta(ge=1, le=1024, description="Engines of this model.")] = 1
+    engine: EngineConfig = EngineConfig()
+
+    @property
+    def served_name(self) -> str:
+        """The name requests go by."""
+        return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a Manta app is told."""
+
+    models: tuple[ModelConfig, ...] = (ModelConfig(replicas=2),)
+    gateway: GatewayConfig = GatewayConfig()
+    router: RouterConfig = RouterConfig()
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("models", (), "name at least one model")
+        names = [model.served_name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError("models[].name", name, "two models have this name; give each its own")
+
+    def model(self, name: str) -> ModelConfig:
+        """The model served under `name`; KeyError if none is."""
+        for model in self.models:
+            if model.served_name == name:
+                return model
+        raise KeyError(name)
