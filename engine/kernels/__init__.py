@@ -1,0 +1,1 @@
+"""What the forward pass computes by hand: packed linears, fused element-wise steps, paged attention."""

@@ -1,0 +1,87 @@
+"""Loads the compiled CPU kernels; without a compiler the engine runs on torch's own operations."""
+
+import ctypes
+import enum
+import functools
+import logging
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import KernelBuildError
+from engine.kernels.build import build
+
+log = logging.getLogger(__name__)
+
+#: `torch` here forces torch's own operations (to compare, or around a defect).
+KERNELS_VARIABLE = "MANTA_KERNELS"
+_MACHINES = frozenset({"x86_64", "AMD64", "aarch64", "arm64"})
+
+
+class Isa(enum.IntEnum):
+    """What multiplies bf16; the numbers are those of native/isa.h."""
+
+    GENERIC = 0
+    AVX512_BF16 = 1
+    AMX = 2
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The loaded library and the instructions it may use."""
+
+    library: ctypes.CDLL
+    isa: Isa
+
+    def with_isa(self, isa: Isa) -> "Kernels":
+        """The same library held to lesser instructions (tests do this)."""
+        if isa > self.isa:
+            raise ValueError(f"this CPU has no {isa.name}")
+        return Kernels(self.library, isa)
+
+
+def load_kernels() -> Kernels | None:
+    """The kernels, compiled if need be; None, and one line in the log that says why, where that cannot be."""
+    return _load(os.environ.get(KERNELS_VARIABLE, "native"))
+
+
+@functools.cache
+def _load(choice: str) -> Kernels | None:
+    if choice == "torch":
+        log.info("CPU kernels switched off by %s=torch", KERNELS_VARIABLE)
+        return None
+    if platform.system() != "Linux" or platform.machine() not in _MACHINES:
+        log.warning("no CPU kernels for %s %s: using torch's own", platform.system(), platform.machine())
+        return None
+    try:
+        path = build()
+    except KernelBuildError as error:
+        log.warning("using torch's own operations, which are slower: %s", error)
+        return None
+    return open_library(str(path))
+
+
+def open_library(path: str) -> Kernels:
+    """Bind the C functions. torch is imported above, so its OpenMP library is the one that is found."""
+    library = ctypes.CDLL(path)
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [_CTYPES[code] for code in arguments]
+        function.restype = ctypes.c_int if name == "manta_best_isa" else None
+    return Kernels(library, Isa(library.manta_best_isa()))
+
+
+def thread_count() -> int:
+    """Threads a kernel uses: torch's own number, so that both share one pool."""
+    return torch.get_num_threads()
+
+
+_CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+#: Name and argument kinds of every exported function: p pointer, l int64, i int, f float.
+_SIGNATURES = {
+    "manta_best_isa": "",
+    "manta_pack_weight": "ppll",
+    "manta_linear": "iippppllll",
+}
