@@ -5,6 +5,7 @@ A flat mapping (`model`, `replicas`, `engine`, ... at the top) is shorthand for 
 
 import difflib
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -37,7 +38,7 @@ def convert(settings: Settings) -> MantaConfig:
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".") or "configuration"
-        raise ConfigError(key, _value_at(settings, key), reason[0].lower() + reason[1:]) from None
+        raise ConfigError(key, _value_at(settings, key), reason[0].lower() + reason[1:] + _choices(key)) from None
 
 
 def normalise(settings: Settings) -> Settings:
@@ -116,6 +117,18 @@ def _refuse_unknown(settings: Any, kind: type, where: str) -> None:
                 _refuse_unknown(item, get_args(inner)[0], f"{path}[{number}]")
         elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             _refuse_unknown(value, inner, path)
+
+
+def _choices(key: str) -> str:
+    """The values an enumerated field takes, as a remedy; empty for other fields."""
+    kind: Any = MantaConfig
+    for part in key.replace("[...]", "").split("."):
+        kind = get_type_hints(kind).get(part.partition("[")[0])
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        if not isinstance(kind, type):
+            return ""
+    return f"; use one of {', '.join(kind)}" if issubclass(kind, StrEnum) else ""
 
 
 def _value_at(settings: Any, key: str) -> Any:

@@ -11,6 +11,8 @@ from msgspec import Meta
 
 from engine.errors import ConfigError
 
+PositiveInt = Annotated[int, Meta(ge=1)]
+
 
 class DType(StrEnum):
     AUTO = "auto"
@@ -37,8 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = DType.AUTO
     device: Annotated[str, Meta(description="`auto` (cuda when there is one), `cpu`, `cuda` or `cuda:N`.")] = "auto"
     max_model_len: Annotated[
-        int | None,
-        Meta(ge=1, description="Longest prompt plus output in tokens. Unset: the model's own limit."),
+        PositiveInt | None,
+        Meta(description="Longest prompt plus output in tokens. Unset: the model's own limit."),
     ] = None
     max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="Sequences computed together.")] = 64
     max_batched_tokens: Annotated[
@@ -49,8 +51,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(ge=1, le=256, description="Tokens in one KV block, the unit of the prefix cache.")
     ] = 32
     kv_cache_tokens: Annotated[
-        int | None,
-        Meta(ge=1, description="Tokens the KV cache holds. Unset: from `kv_cache_memory`."),
+        PositiveInt | None,
+        Meta(description="Tokens the KV cache holds. Unset: from `kv_cache_memory`."),
     ] = None
     kv_cache_memory: Annotated[
         float,
@@ -75,7 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float, Meta(ge=0.0, description="`static` and `dynamic` start an unfilled batch after this many seconds.")
     ] = 0.1
     threads: Annotated[
-        int | None, Meta(ge=1, description="CPU threads of the replica. Unset: its share of the host's cores.")
+        PositiveInt | None, Meta(description="CPU threads of the replica. Unset: its share of the host's cores.")
     ] = None
     check_invariants: Annotated[
         bool, Meta(description="Check the block bookkeeping after every step (slow; for hunting a bug).")
