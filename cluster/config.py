@@ -4,11 +4,13 @@ Read by `cluster.config_reader`; every field's description is the configuration 
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+import engine
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 
@@ -79,6 +81,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = ""
     replicas: Annotated[int, Meta(ge=1, le=1024, description="Engines of this model.")] = 1
     engine: EngineConfig = EngineConfig()
+
+    @property
+    def location(self) -> str:
+        """The directory or hub id; `demo` is the package's own directory on whatever host this runs."""
+        return str(Path(engine.__file__).parent / "demo_model") if self.model == DEMO_MODEL else self.model
 
     @property
     def served_name(self) -> str:

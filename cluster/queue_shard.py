@@ -32,7 +32,7 @@ class QueueShard:
     max_tokens: int
     num_tokens: int = 0  #: prompt tokens waiting
     _entries: dict[Key, Waiting] = field(default_factory=dict)
-    _order: list[tuple[int, int, Key]] = field(default_factory=list)
+    _order: list[tuple[float, int, Key]] = field(default_factory=list)
     _deadlines: list[tuple[float, int, Key]] = field(default_factory=list)
     _arrivals: int = 0
 

@@ -1,8 +1,8 @@
 """Router: binds waiting requests to replicas as late as possible. Events in, messages out; no socket, no clock.
 
-Requests wait here and nowhere else. A replica gets a request only against credit (see `cluster.replica_state`), so each
-step of each replica is filled from the one queue and a slow replica hoards nothing. All state is soft: replicas announce
-themselves, gateways repeat what they wait for.
+Requests wait here and nowhere else. A replica gets a request only against credit (see `cluster.replica_state`), so
+each step of each replica is filled from the one queue and a slow replica hoards nothing. All state is soft: replicas
+announce themselves, gateways repeat what they wait for.
 """
 
 from collections.abc import Iterable

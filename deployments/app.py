@@ -1,0 +1,51 @@
+"""The Serve application: `serve run deployments.app:build model=... replicas=2`, or in a Serve YAML's `import_path`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+from ray.serve import Application
+
+from cluster.config import MantaConfig, ModelConfig
+from cluster.config_reader import read_config
+from deployments.gateway_deployment import GatewayDeployment
+from deployments.replica_deployment import ReplicaDeployment
+
+APP_NAME = "manta"
+#: Serve counts only what passes its own handles and proxies; the real bound is the router's queue.
+_MAX_ONGOING = 100_000
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The app from builder arguments: a nested mapping (YAML), or flat `key=value` words with dotted keys.
+
+    `config=FILE` names a config file; other arguments override it.
+    """
+    flat = [f"{key}={value}" for key, value in args.items() if "." in key]
+    nested = {key: value for key, value in args.items() if "." not in key and key != "config"}
+    return build_app(read_config(nested, file=args.get("config"), overrides=flat))
+
+
+def build_app(config: MantaConfig) -> Application:
+    """Gateway and one deployment of engines per model."""
+    encoded = msgspec.json.encode(config).decode()
+    replica = serve.deployment(max_ongoing_requests=_MAX_ONGOING, graceful_shutdown_timeout_s=10.0)(ReplicaDeployment)
+    gateway = serve.deployment(max_ongoing_requests=_MAX_ONGOING, graceful_shutdown_timeout_s=10.0)(GatewayDeployment)
+    engines = [
+        replica.options(
+            name=f"engine-{model.served_name}", num_replicas=model.replicas, ray_actor_options=_resources(model)
+        ).bind(encoded, model.served_name)
+        for model in config.models
+    ]
+    named = gateway.options(name="gateway", num_replicas=config.gateway.replicas, ray_actor_options={"num_cpus": 0})
+    return named.bind(encoded, *engines)
+
+
+def _resources(model: ModelConfig) -> dict[str, Any]:
+    """A GPU where the engine uses one; else a share of a CPU that lets all replicas of a small host be placed."""
+    device = model.engine.device
+    if device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
+        return {"num_gpus": 1, "num_cpus": 1}
+    return {"num_cpus": 0.5}

@@ -1,0 +1,176 @@
+"""GatewayDeployment: the Serve ingress around `cluster.gateway`: HTTP by its own listener or through Serve's proxy,
+and the Python handle API. All three enter by the same code path.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import uvicorn
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.config import Edge, MantaConfig
+from cluster.dispatcher import Dispatcher
+from cluster.frames import FromReplica, FromRouter, ReplicaInfo, ReplicaUp
+from cluster.gateway import build_gateway
+from cluster.handle_api import HandleApi
+from cluster.served_model import ServedModel
+from deployments.router_actor import RouterAddress, router_shard
+from deployments.router_link import RouterLink
+from deployments.transport import FrameConnection, connect
+
+logger = logging.getLogger("manta.gateway")
+
+
+class _ReplicaPeer:
+    """Feeds one replica's messages to the dispatcher."""
+
+    def __init__(self, dispatcher: Dispatcher, replica_id: str) -> None:
+        self._dispatcher, self._replica_id = dispatcher, replica_id
+
+    def on_frame(self, frame: Any) -> None:
+        self._dispatcher.on_replica_frame(frame)
+
+    def on_lost(self) -> None:
+        self._dispatcher.on_replica_lost(self._replica_id)
+
+
+class GatewayLinks:
+    """The sockets around one `Dispatcher`: the router, and every replica the router tells of."""
+
+    def __init__(self, dispatcher: Dispatcher, secret: bytes) -> None:
+        self._dispatcher, self._secret = dispatcher, secret
+        self._dialling: set[asyncio.Task[None]] = set()
+        self.connections: dict[str, FrameConnection] = {}
+
+    def on_router(self, connection: FrameConnection) -> None:
+        self._dispatcher.on_router(connection)
+
+    def on_router_lost(self) -> None:
+        self._dispatcher.on_router_lost()
+
+    def on_router_frame(self, frame: Any) -> None:
+        self._dispatcher.on_router_frame(frame)
+        if isinstance(frame, ReplicaUp):
+            known = self.connections.get(frame.replica.replica_id)
+            if known is None or not known.is_open:
+                task = asyncio.create_task(self._dial(frame.replica))
+                self._dialling.add(task)
+                task.add_done_callback(self._dialling.discard)
+
+    async def _dial(self, replica: ReplicaInfo) -> None:
+        peer = _ReplicaPeer(self._dispatcher, replica.replica_id)
+        hello = ("gateway", self._dispatcher.name)
+        try:
+            where = (replica.host, replica.port)
+            connection = await connect(where, FromReplica, self._secret, hello, peer)
+        except (OSError, TimeoutError) as error:
+            logger.warning("replica %s is not reachable: %s", replica.replica_id, error)
+            return
+        self.connections[replica.replica_id] = connection
+        self._dispatcher.on_replica(replica.replica_id, connection)
+
+    def close(self) -> None:
+        for task in self._dialling:
+            task.cancel()
+        for connection in self.connections.values():
+            connection.close()
+
+
+class _Forward(Response):
+    """Answers a request that Serve's proxy brought by running an ASGI app on the same scope."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class GatewayDeployment:
+    """One gateway. `engines` are the handles of the replicas' deployments: they make them part of the app."""
+
+    async def __init__(self, config: str, *engines: Any) -> None:
+        self._config = msgspec.json.decode(config, type=MantaConfig)
+        name = serve.get_replica_context().replica_id.unique_id
+        router = router_shard(self._config.router)
+        address: RouterAddress = await router.join.remote()
+        dispatcher = Dispatcher(name)
+        links = GatewayLinks(dispatcher, address.secret)
+        self._router = RouterLink(lambda: router.join.remote(), FromRouter, ("gateway", name), links)
+        models = await asyncio.to_thread(_load_models, self._config)
+        self._app = build_gateway(models, dispatcher, self._config.gateway)
+        self._api = HandleApi(models, dispatcher, self._config.gateway)
+        self._listener: asyncio.Task[None] | None = None
+        if _edge(self._config) is Edge.DIRECT:
+            self._listen()
+
+    def _listen(self) -> None:
+        gateway = self._config.gateway
+        listening = _listening_socket(gateway.host, gateway.port)
+        settings = uvicorn.Config(
+            self._app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        self._listener = asyncio.create_task(uvicorn.Server(settings).serve(sockets=[listening]))
+
+    async def address(self) -> tuple[str, int]:
+        """Where this app's HTTP is."""
+        return self._config.gateway.host, self._config.gateway.port
+
+    async def __call__(self, request: Request) -> Response:
+        return _Forward(self._app)
+
+    async def generate(self, prompt: Any = None, **options: Any) -> dict[str, Any]:
+        """One completion, whole: see `cluster.handle_api.HandleApi.generate`."""
+        return await self._api.generate(prompt, **options)
+
+    async def stream(self, prompt: Any = None, **options: Any) -> AsyncIterator[dict[str, Any]]:
+        """One completion in pieces, as they come."""
+        async for piece in self._api.stream(prompt, **options):
+            yield piece
+
+    async def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        """One chat answer, whole."""
+        return await self._api.chat(messages, **options)
+
+    def check_health(self) -> None:
+        """A listener that has ended is a dead gateway."""
+        if self._listener is not None and self._listener.done():
+            raise RuntimeError("the HTTP listener has ended")
+
+
+def _load_models(config: MantaConfig) -> dict[str, ServedModel]:
+    return {model.served_name: ServedModel.load(model.served_name, model.location) for model in config.models}
+
+
+def _edge(config: MantaConfig) -> Edge:
+    """Resolve `auto`: through the proxy where Serve runs one."""
+    if config.gateway.edge is not Edge.AUTO:
+        return config.gateway.edge
+    return Edge.PROXY if serve.status().proxies else Edge.DIRECT
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """Shared by the gateways of a host: the kernel deals connections out (SO_REUSEPORT)."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind(address)
+    listening.listen(2048)
+    listening.setblocking(False)
+    return listening

@@ -1,0 +1,91 @@
+"""A Ray cluster of one machine for `manta serve`: started quietly, bound to loopback, gone when the command ends."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray import serve
+
+from cluster.config import Edge, MantaConfig
+from deployments.app import APP_NAME
+from deployments.router_actor import NAMESPACE, router_name
+
+_QUIET = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+@contextmanager
+def local_ray(config: MantaConfig, address: str | None) -> Iterator[None]:
+    """Join the cluster at `address`, or start one of this machine's own; what was started ends with the block."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    if address is not None:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        cpus = max(os.cpu_count() or 1, sum(model.replicas for model in config.models))
+        ray.init(
+            num_cpus=cpus,
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=100 * 1024 * 1024,
+            configure_logging=True,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_serve(config: MantaConfig) -> None:
+    """Serve without a proxy, unless the config asks for one: then the proxy has the gateway's host and port."""
+    gateway = config.gateway
+    if gateway.edge is Edge.PROXY:
+        http: dict[str, Any] = {"host": gateway.host, "port": gateway.port}
+    else:
+        http = {"location": "NoServer"}
+    serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
+
+
+def stop_app() -> None:
+    """Take the app and its router shard away; never raises, for it runs on the way out."""
+    with suppress(Exception):
+        serve.delete(APP_NAME, _blocking=True)
+    with suppress(Exception):
+        ray.kill(find_router())
+    with suppress(Exception):
+        serve.shutdown()
+
+
+def find_router(shard: int = 0) -> Any:
+    """The running router shard's handle; ValueError when no Manta app runs on this cluster."""
+    return ray.get_actor(router_name(shard), namespace=NAMESPACE)
+
+
+def router_status(timeout_s: float = 5.0) -> dict[str, Any] | None:
+    """The router shard's own account; None while there is none."""
+    try:
+        status: dict[str, Any] = ray.get(find_router().status.remote(), timeout=timeout_s)
+    except (ValueError, ray.exceptions.RayError):
+        return None
+    return status
+
+
+def wait_until(condition: Any, timeout_s: float, every_s: float = 0.1) -> bool:
+    """Poll `condition` until it is true; False when the time is over."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(every_s)
+    return False

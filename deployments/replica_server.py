@@ -1,0 +1,140 @@
+"""ReplicaServer: the sockets around one engine loop: requests in, one frame per step and gateway out, load reports.
+
+Lives in the replica's event loop; the engine's own thread calls `on_step`, which hops over once per step.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+
+from cluster.frames import Announce, Cancel, Failed, Hello, ReplicaInfo, Report, Submit, Tokens, ToReplica
+from deployments.transport import FrameConnection, FrameHandler, FrameServer
+from engine.errors import EngineDead, RequestRefused
+from engine.request import EngineLoad, GenerateRequest, TokenChunk
+
+HEARTBEAT_S = 0.1
+
+
+class Engine(Protocol):
+    """The part of `engine.engine_loop.EngineLoop` that a replica uses."""
+
+    def submit(self, request: GenerateRequest) -> None: ...
+
+    def cancel(self, request_id: str) -> None: ...
+
+
+class _GatewayPeer:
+    def __init__(self, server: "ReplicaServer", connection: FrameConnection) -> None:
+        self._server, self._connection = server, connection
+
+    def on_frame(self, frame: Any) -> None:
+        match frame:
+            case Submit():
+                self._server.submit(frame.request, self._connection)
+            case Cancel():
+                self._server.cancel(frame.request_id)
+
+    def on_lost(self) -> None:
+        self._server.gateway_lost(self._connection)
+
+
+class ReplicaServer:
+    """`engine` is set once it is ready; `listen` before `announce`."""
+
+    def __init__(self, engine: Engine, secret: bytes) -> None:
+        self._engine = engine
+        self._server = FrameServer(ToReplica, secret, self._accept)
+        self._owners: dict[str, FrameConnection] = {}
+        self._submitted: deque[tuple[str, int]] = deque()  #: not yet seen in a load, oldest first
+        self._accepted: list[tuple[str, int]] = []  #: seen in a load, not yet reported
+        self._num_accepted = 0
+        self._router: FrameConnection | None = None
+        self._announcement: ReplicaInfo | None = None
+        self._load: EngineLoad | None = None
+        self._reported: tuple[int, int] = (-1, -1)
+        self._heartbeat: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str) -> int:
+        return await self._server.listen(host)
+
+    def announce(self, info: ReplicaInfo, load: EngineLoad) -> None:
+        """The engine is ready: from now on the router may know."""
+        self._announcement, self._load = info, load
+        self._heartbeat = asyncio.create_task(self._beat())
+        if self._router is not None:
+            self.on_router(self._router)
+
+    def close(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        self._server.close()
+
+    # Gateways
+
+    def _accept(self, hello: Hello, connection: FrameConnection) -> FrameHandler:
+        return _GatewayPeer(self, connection)
+
+    def submit(self, request: GenerateRequest, gateway: FrameConnection) -> None:
+        try:
+            self._engine.submit(request)
+        except (RequestRefused, EngineDead) as error:
+            gateway.send(Failed(request.request_id, request.attempt, str(error)))
+            self._accepted.append((request.request_id, request.attempt))
+            return
+        self._owners[request.request_id] = gateway
+        self._submitted.append((request.request_id, request.attempt))
+
+    def cancel(self, request_id: str) -> None:
+        if self._owners.pop(request_id, None) is not None:
+            self._engine.cancel(request_id)
+
+    def gateway_lost(self, gateway: FrameConnection) -> None:
+        """Nobody reads these any more."""
+        for request_id in [key for key, owner in self._owners.items() if owner is gateway]:
+            self.cancel(request_id)
+
+    # The engine
+
+    def on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
+        """What one engine step gave, in the event loop."""
+        self._load = load
+        frames: dict[FrameConnection, list[TokenChunk]] = {}
+        for chunk in chunks:
+            owner = self._owners.get(chunk.request_id)
+            if owner is not None:
+                frames.setdefault(owner, []).append(chunk)
+                if chunk.finish is not None:
+                    del self._owners[chunk.request_id]
+        for gateway, mine in frames.items():
+            gateway.send(Tokens(load.step, mine))
+        while self._num_accepted < load.num_accepted and self._submitted:
+            self._accepted.append(self._submitted.popleft())
+            self._num_accepted += 1
+        if self._accepted or (load.free_slots, load.free_blocks) != self._reported:
+            self._report()
+
+    # The router
+
+    def on_router(self, connection: FrameConnection) -> None:
+        self._router = connection
+        if self._announcement is not None:
+            connection.send(Announce(self._announcement))
+            self._report()
+
+    def on_router_frame(self, frame: Any) -> None:
+        """The router says nothing to replicas."""
+
+    def on_router_lost(self) -> None:
+        self._router = None
+
+    def _report(self) -> None:
+        if self._router is None or self._load is None:
+            return
+        self._reported = (self._load.free_slots, self._load.free_blocks)
+        self._router.send(Report(self._load, self._accepted))
+        self._accepted = []
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._report()

@@ -1,0 +1,60 @@
+"""RouterLink: keeps one connection to a router shard, for a gateway or a replica, through restarts of the actor."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from deployments.router_actor import RouterAddress
+from deployments.transport import FrameConnection, connect
+
+RETRY_S = 0.2
+logger = logging.getLogger("manta.router_link")
+
+
+class RouterPeer(Protocol):
+    """What a gateway or a replica does with its router connection."""
+
+    def on_router(self, connection: FrameConnection) -> None: ...
+
+    def on_router_frame(self, frame: Any) -> None: ...
+
+    def on_router_lost(self) -> None: ...
+
+
+class RouterLink:
+    """Dials, and dials again when the connection is lost, until closed. `find` gives the shard's present address."""
+
+    def __init__(
+        self, find: Callable[[], Awaitable[RouterAddress]], kinds: Any, hello: tuple[str, str], peer: RouterPeer
+    ) -> None:
+        self._find, self._kinds, self._hello, self._peer = find, kinds, hello, peer
+        self._lost = asyncio.Event()
+        self._task = asyncio.create_task(self._keep())
+        self._connection: FrameConnection | None = None
+
+    def on_frame(self, frame: Any) -> None:
+        self._peer.on_router_frame(frame)
+
+    def on_lost(self) -> None:
+        self._lost.set()
+
+    async def _keep(self) -> None:
+        while True:
+            self._lost.clear()
+            try:
+                address = await self._find()
+                where = (address.host, address.port)
+                self._connection = await connect(where, self._kinds, address.secret, self._hello, self)
+            except Exception as error:  # the actor may be restarting; whatever is wrong, trying again is the remedy
+                logger.warning("the router is not reachable (%s: %s); trying again", type(error).__name__, error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._peer.on_router(self._connection)
+            await self._lost.wait()
+            self._peer.on_router_lost()
+
+    def close(self) -> None:
+        self._task.cancel()
+        if self._connection is not None:
+            self._connection.close()
