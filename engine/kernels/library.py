@@ -82,6 +82,6 @@ _CTYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ct
 #: Name and argument kinds of every exported function: p pointer, l int64, i int, f float.
 _SIGNATURES = {
     "manta_best_isa": "",
-    "manta_pack_weight": "ppll",
-    "manta_linear": "iippppllll",
+    "manta_pack_weight": "pplll",
+    "manta_linear": "iipppplllli",
 }

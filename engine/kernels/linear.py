@@ -1,5 +1,7 @@
 """Linear layers whose bf16 weights are packed once, in the order in which the kernels read them."""
 
+import enum
+
 import torch
 from torch import nn
 
@@ -8,48 +10,84 @@ from engine.kernels.library import Kernels, thread_count
 _BLOCK = 32
 
 
-def packed_size(num_outputs: int, num_inputs: int) -> int:
-    """bf16 numbers in a packed weight: both sides padded to whole blocks of 32."""
-    return -(-num_outputs // _BLOCK) * _BLOCK * (-(-num_inputs // _BLOCK) * _BLOCK)
+class Activation(enum.IntEnum):
+    """What a gated MLP applies to its gate; the numbers are those of native/activation.h."""
+
+    NONE = 0
+    SILU = 1
+    GELU_TANH = 2
+    GELU = 3
 
 
 class PackedLinear(nn.Module):
     """y = x W^T + b in bf16 on a CPU, accumulated in float32, rounded once to nearest even.
 
-    A row's result does not depend on which rows are computed with it, nor on the number of threads.
+    With an activation, W holds the gate's rows and then the up projection's, and y = act(gate(x)) * up(x), rounded
+    where the separate layers would round. A row's result depends neither on the rows computed with it nor on the
+    number of threads.
     """
 
     packed: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: Activation = Activation.NONE,
+    ) -> None:
         super().__init__()
         if weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
             raise ValueError(f"only bf16 weights on a CPU can be packed, not {weight.dtype} on {weight.device}")
-        self.out_features, self.in_features = weight.shape
-        self.kernels = kernels
-        packed = torch.empty(packed_size(*weight.shape), dtype=torch.bfloat16)
-        source = weight.detach().contiguous()
-        kernels.library.manta_pack_weight(packed.data_ptr(), source.data_ptr(), *weight.shape)
+        num_rows, self.in_features = weight.shape
+        self.activation = activation
+        self.out_features = num_rows if activation is Activation.NONE else num_rows // 2
+        self._library = kernels.library
+        self._isa = int(kernels.isa)
+        gate_width = 0 if activation is Activation.NONE else self.out_features
+        packed = _packed_weight(kernels, weight, gate_width)
         self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16), persistent=False)
+        self.register_buffer("bias", None if bias is None else _packed_bias(bias, gate_width), persistent=False)
+        self._packed_ptr = packed.data_ptr()
+        self._bias_ptr = None if self.bias is None else self.bias.data_ptr()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] -> [..., out_features]."""
-        rows = x.reshape(-1, self.in_features)
+        """bf16 [..., in_features] -> [..., out_features]."""
+        if x.dtype != torch.bfloat16 or x.shape[-1] != self.in_features:
+            raise ValueError(f"expected bf16 [..., {self.in_features}], got {x.dtype} {tuple(x.shape)}")
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        out = torch.empty(rows.shape[0], self.out_features, dtype=torch.bfloat16)
-        self.kernels.library.manta_linear(
-            self.kernels.isa, thread_count(), out.data_ptr(), rows.data_ptr(), self.packed.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(),
-            rows.shape[0], self.out_features, self.in_features, rows.stride(0),
+        num_rows = rows.shape[0]
+        out = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.bfloat16)
+        self._library.manta_linear(
+            self._isa, thread_count(), out.data_ptr(), rows.data_ptr(), self._packed_ptr, self._bias_ptr,
+            num_rows, self.out_features, self.in_features, rows.stride(0), self.activation,
         )  # fmt: skip
-        return out.view(*x.shape[:-1], self.out_features)
+        return out
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation.name}"
+
+
+def _packed_weight(kernels: Kernels, weight: torch.Tensor, gate_width: int) -> torch.Tensor:
+    num_rows, num_inputs = weight.shape
+    blocks = -(-gate_width // (_BLOCK // 2)) if gate_width else -(-num_rows // _BLOCK)
+    packed = torch.empty(blocks, -(-num_inputs // _BLOCK) * _BLOCK, _BLOCK, dtype=torch.bfloat16)
+    source = weight.detach().contiguous()
+    kernels.library.manta_pack_weight(packed.data_ptr(), source.data_ptr(), num_rows, num_inputs, gate_width)
+    return packed
+
+
+def _packed_bias(bias: torch.Tensor, gate_width: int) -> torch.Tensor:
+    """float32, one for each packed column."""
+    bias = bias.detach().float()
+    parts = [bias[:gate_width], bias[gate_width:]] if gate_width else [bias]
+    width = _BLOCK // len(parts)
+    padded = [nn.functional.pad(part, (0, -len(part) % width)).view(-1, width) for part in parts]
+    return torch.cat(padded, dim=1).flatten().contiguous()
 
 
 def pack_linears(model: nn.Module, kernels: Kernels) -> int:

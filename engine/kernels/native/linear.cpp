@@ -1,88 +1,164 @@
-// Linear layers over packed bf16 weights. Packed: [N/32][K/2][32][2], K and N padded with zeros to multiples of 32.
+// Linear layers over bf16 weights packed as dot.h describes, N and K padded with zeros to multiples of 32.
 #include <omp.h>
 
+#include <algorithm>
 #include <vector>
 
-#include "vector.h"
+#include "activation.h"
+#include "dot.h"
+#include "dot_amx.h"
 
 namespace {
 
-constexpr int kBlock = 32;
-constexpr int kVecs = kBlock / kLanes;
+// Above kFewRows the rows are the larger operand: then inputs are cut so that kDepth steps of one block of weights stay
+// in the first-level cache while kRowChunk rows of inputs, in the second-level cache, pass over kBlockChunk blocks.
+constexpr int kFewRows = 32, kDepth = 16, kRowChunk = 512, kBlockChunk = 8;
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+struct Job {
+    int threads;
+    bf16* out;
+    const bf16* input;
+    const bf16* weight;
+    const float* bias;  // one a packed column, or null
+    int64_t m, n, lda;
+    int64_t blocks, steps;
+    int activation;
 
-template <int Rows>
-void dot_block(const bf16* a, int64_t lda, const uint32_t* b, int64_t pairs, float* c) {
-    Vec acc[Rows][kVecs] = {};
-    for (int64_t k = 0; k < pairs; ++k, b += kBlock) {
-        Vec even[kVecs], odd[kVecs];
-        for (int v = 0; v < kVecs; ++v) {
-            VecU w;
-            std::memcpy(&w, b + v * kLanes, sizeof w);
-            even[v] = (Vec)(w << 16);
-            odd[v] = (Vec)(w & 0xffff0000u);
+    const bf16* panel(int64_t block, int64_t step) const { return weight + (block * steps + step) * kStep; }
+};
+
+void store_some(bf16* out, Vec v, int64_t count) {
+    if (count >= kLanes) return store(out, v);
+    bf16 buffer[kLanes];
+    store(buffer, v);
+    if (count > 0) std::memcpy(out, buffer, count * sizeof(bf16));
+}
+
+// Sums of one block -> output: bias, rounding, and with a gate (16 gate columns, then 16 up columns) act(gate) * up.
+void finish(const Job& job, const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t block) {
+    const float* bias = job.bias ? job.bias + block * kBlock : nullptr;
+    auto sum = [&](const float* line, int i) {
+        Vec v = load(line + i);
+        return bias ? v + load(bias + i) : v;
+    };
+    const int64_t width = job.activation ? kBlock / 2 : kBlock, column = block * width;
+    for (int64_t r = 0; r < rows; ++r, c += ldc) {
+        bf16* out = job.out + (row + r) * job.n + column;
+        for (int i = 0; i < width; i += kLanes) {
+            Vec v = sum(c, i);
+            if (job.activation)
+                v = rounded(activate(job.activation, rounded(v))) * rounded(sum(c, i + kBlock / 2));
+            store_some(out + i, v, job.n - column - i);
         }
-        for (int r = 0; r < Rows; ++r) {
-            float x = to_float(a[r * lda + 2 * k]), y = to_float(a[r * lda + 2 * k + 1]);
-            for (int v = 0; v < kVecs; ++v) {
-                acc[r][v] += even[v] * x;
-                acc[r][v] += odd[v] * y;
+    }
+}
+
+template <class Dot>
+void few_rows(const Job& job, int64_t first, int64_t last) {
+    Dot dot;
+    alignas(64) float c[kFewRows * 2 * kBlock];
+    for (int64_t block = first; block < last; block += 2) {
+        int blocks = block + 1 < last ? 2 : 1;
+        const bf16* next = block + 2 < last ? job.panel(block + 2, 0) : nullptr;
+        dot.run({job.input, job.lda, int(job.m), job.panel(block, 0), job.steps * kStep, blocks, int(job.steps), c,
+                 2 * kBlock, false, next});
+        for (int i = 0; i < blocks; ++i) finish(job, c + i * kBlock, 2 * kBlock, 0, job.m, block + i);
+    }
+}
+
+template <class Dot>
+void many_rows(const Job& job, int64_t first, int64_t last) {
+    Dot dot;
+    static thread_local std::vector<float> sums;
+    sums.resize(kRowChunk * kBlock * kBlockChunk);
+    for (int64_t row = 0; row < job.m; row += kRowChunk) {
+        const int64_t rows = std::min<int64_t>(kRowChunk, job.m - row);
+        for (int64_t from = first; from < last; from += kBlockChunk) {
+            const int64_t to = std::min<int64_t>(last, from + kBlockChunk);
+            for (int64_t step = 0; step < job.steps; step += kDepth) {
+                const int64_t steps = std::min<int64_t>(kDepth, job.steps - step);
+                for (int64_t block = from; block < to; ++block) {
+                    float* c = &sums[(block - from) * kRowChunk * kBlock];
+                    const bf16* next = block + 1 < to ? job.panel(block + 1, step) : job.panel(from, step + steps);
+                    if (block + 1 == to && step + steps == job.steps) next = nullptr;
+                    dot.run({job.input + row * job.lda + step * kBlock, job.lda, int(rows), job.panel(block, step), 0,
+                             1, int(steps), c, kBlock, step > 0, next});
+                    if (step + steps == job.steps) finish(job, c, kBlock, row, rows, block);
+                }
             }
         }
     }
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < kVecs; ++v) store(c + r * kBlock + v * kLanes, acc[r][v]);
 }
 
-void dot_rows(int rows, const bf16* a, int64_t lda, const uint32_t* b, int64_t pairs, float* c) {
-    switch (rows) {
-        case 1: return dot_block<1>(a, lda, b, pairs, c);
-        case 2: return dot_block<2>(a, lda, b, pairs, c);
-        case 3: return dot_block<3>(a, lda, b, pairs, c);
-        default: return dot_block<4>(a, lda, b, pairs, c);
+template <class Dot>
+void linear(const Job& job) {
+#pragma omp parallel num_threads(job.threads)
+    {
+        // Pairs of blocks stay together: a thread's share is what it reads as one stream.
+        const int64_t pairs = (job.blocks + 1) / 2, me = omp_get_thread_num(), all = omp_get_num_threads();
+        const int64_t first = pairs * me / all * 2, last = std::min(job.blocks, pairs * (me + 1) / all * 2);
+        if (job.m <= kFewRows)
+            few_rows<Dot>(job, first, last);
+        else
+            many_rows<Dot>(job, first, last);
     }
+}
+
+// The input with rows padded to whole steps. Also where rows lie a multiple of 2 KiB apart, because they would share
+// few sets of the cache.
+const bf16* padded_input(const bf16* input, int64_t m, int64_t k, int64_t& lda, int threads) {
+    const int64_t padded = round_up(k, kBlock);
+    if (padded == k && (m <= kFewRows || lda % 1024 != 0)) return input;
+    static thread_local std::vector<bf16> copy;
+    const int64_t row = padded % 1024 == 0 ? padded + kBlock : padded;
+    copy.resize(m * row);
+    bf16* out = copy.data();
+    const int64_t from = lda;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < m; ++r) {
+        std::memcpy(out + r * row, input + r * from, k * sizeof(bf16));
+        std::memset(out + r * row + k, 0, (row - k) * sizeof(bf16));
+    }
+    lda = row;
+    return out;
 }
 
 }  // namespace
 
-MANTA_EXPORT int manta_best_isa() { return kGeneric; }
-
-MANTA_EXPORT void manta_pack_weight(bf16* out, const bf16* weight, int64_t n, int64_t k) {
-    int64_t pairs = round_up(k, kBlock) / 2, blocks = round_up(n, kBlock) / kBlock;
+// weight [n][k] -> packed. `gate_width` > 0: rows [0, gate_width) are gates and [gate_width, n) ups; each block takes
+// 16 of both.
+MANTA_EXPORT void manta_pack_weight(bf16* out, const bf16* weight, int64_t n, int64_t k, int64_t gate_width) {
+    const int64_t steps = round_up(k, kBlock) / kBlock, half = kBlock / 2;
+    const int64_t blocks = gate_width ? round_up(gate_width, half) / half : round_up(n, kBlock) / kBlock;
 #pragma omp parallel for
     for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t pair = 0; pair < pairs; ++pair)
-            for (int64_t i = 0; i < 2 * kBlock; ++i) {
-                int64_t row = block * kBlock + i / 2, column = 2 * pair + i % 2;
-                out[(block * pairs + pair) * 2 * kBlock + i] = row < n && column < k ? weight[row * k + column] : 0;
+        for (int64_t i = 0; i < kBlock; ++i) {
+            int64_t row = block * kBlock + i, limit = n;
+            if (gate_width) {
+                row = block * half + i % half;
+                limit = row < gate_width ? n : 0;
+                if (i >= half) row += gate_width;
             }
+            bf16* column = out + block * steps * kStep + 2 * i;
+            for (int64_t j = 0; j < steps * kBlock; ++j)
+                column[j / 2 * 2 * kBlock + j % 2] = row < limit && j < k ? weight[row * k + j] : 0;
+        }
 }
 
+// out [m][n] = input [m][k] W^T + bias, or with an activation act(gate) * up of the two halves of W.
 MANTA_EXPORT void manta_linear(int isa, int threads, bf16* out, const bf16* input, const bf16* weight,
-                               const bf16* bias, int64_t m, int64_t n, int64_t k, int64_t lda) {
+                               const float* bias, int64_t m, int64_t n, int64_t k, int64_t lda, int activation) {
+    if (m == 0) return;
+    input = padded_input(input, m, k, lda, threads);
+    const int64_t width = activation ? kBlock / 2 : kBlock;
+    Job job{threads, out, input, weight, bias, m, n, lda, round_up(n, width) / width, round_up(k, kBlock) / kBlock,
+            activation};
+#if defined(__AMX_BF16__)
+    if (isa >= kAmx) return linear<DotAmx>(job);
+#endif
+#if defined(__AVX512BF16__)
+    if (isa >= kAvx512Bf16) return linear<Tiled<DotAvx512>>(job);
+#endif
     (void)isa;
-    int64_t padded = round_up(k, kBlock), blocks = round_up(n, kBlock) / kBlock;
-    std::vector<bf16> copy;
-    if (padded != k) {
-        copy.assign(m * padded, 0);
-        for (int64_t r = 0; r < m; ++r) std::memcpy(&copy[r * padded], input + r * lda, k * sizeof(bf16));
-        input = copy.data();
-        lda = padded;
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t block = 0; block < blocks; ++block) {
-        const uint32_t* b = reinterpret_cast<const uint32_t*>(weight) + block * kBlock * (padded / 2);
-        float c[4 * kBlock];
-        for (int64_t row = 0; row < m; row += 4) {
-            int rows = int(m - row < 4 ? m - row : 4);
-            dot_rows(rows, input + row * lda, lda, b, padded / 2, c);
-            for (int r = 0; r < rows; ++r)
-                for (int64_t i = 0; i < kBlock && block * kBlock + i < n; ++i) {
-                    int64_t column = block * kBlock + i;
-                    float x = c[r * kBlock + i] + (bias ? to_float(bias[column]) : 0.0f);
-                    out[(row + r) * n + column] = to_bf16(x);
-                }
-        }
-    }
+    linear<Tiled<DotGeneric>>(job);
 }

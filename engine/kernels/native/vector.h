@@ -1,5 +1,6 @@
-// A float vector as wide as the machine's registers, and conversions between bf16 and float32.
+// A float vector as wide as the machine's registers: arithmetic, exp, and the way to bf16 and back.
 #pragma once
+#include <cmath>
 #include <cstring>
 
 #include "isa.h"
@@ -13,8 +14,9 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4)));
-typedef uint32_t VecU __attribute__((vector_size(kLanes * 4), aligned(4)));
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 
 inline Vec load(const float* p) {
     Vec v;
@@ -24,7 +26,44 @@ inline Vec load(const float* p) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
-inline Vec broadcast(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return Vec{} + x; }
+
+inline Vec select(VecI mask, Vec a, Vec b) { return (Vec)(((VecI)a & mask) | ((VecI)b & ~mask)); }
+
+inline Vec maximum(Vec a, Vec b) { return select((VecI)(a > b), a, b); }
+
+inline float horizontal_max(Vec v) {
+    float m = v[0];
+    for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+inline float horizontal_sum(Vec v) {
+    float s = 0;
+    for (int i = 0; i < kLanes; ++i) s += v[i];
+    return s;
+}
+
+// e^x to about 2e-7 relative; 0 below the smallest normal, so exp(-inf) is 0.
+inline Vec exp(Vec x) {
+    const Vec low = splat(-87.3f), high = splat(88.7f), magic = splat(12582912.0f);
+    VecI underflow = (VecI)(x < low);
+    x = select(underflow, low, x);
+    x = select((VecI)(x > high), high, x);
+    Vec n = x * 1.44269504f + magic;  // the magic number rounds to an integer in the low mantissa bits
+    VecI exponent = (VecI)n << 23;
+    n -= magic;
+    Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return select(underflow, Vec{}, (Vec)((VecI)p + exponent));
+}
+
+inline Vec tanh(Vec x) { return 1.0f - 2.0f / (exp(x * 2.0f) + 1.0f); }
 
 inline float to_float(bf16 x) {
     uint32_t bits = uint32_t(x) << 16;
@@ -37,6 +76,28 @@ inline float to_float(bf16 x) {
 inline bf16 to_bf16(float f) {
     uint32_t bits;
     std::memcpy(&bits, &f, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16((bits >> 16) | 0x40u);
-    return bf16((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (bits & 0x7fffffffu) > 0x7f800000u ? bf16((bits >> 16) | 0x40u) : bf16(rounded);
+}
+
+inline Vec load(const bf16* p) {
+    VecU bits;
+    for (int i = 0; i < kLanes; ++i) bits[i] = uint32_t(p[i]) << 16;
+    return (Vec)bits;
+}
+
+inline void store(bf16* p, Vec v) {
+#if defined(__AVX512BF16__)
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &h, sizeof h);
+#else
+    for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(v[i]);
+#endif
+}
+
+// What a bf16 step of an unfused model would have kept of this value.
+inline Vec rounded(Vec v) {
+    bf16 buffer[kLanes];
+    store(buffer, v);
+    return load(buffer);
 }
