@@ -1,0 +1,33 @@
+"""The step of an engine: schedule, execute, update."""
+
+from typing import Protocol
+
+from engine.request import TokenChunk
+from engine.scheduler import Scheduler
+from engine.step import StepPlan, StepResult
+
+
+class StepExecutor(Protocol):
+    """Computes plans in the order it gets them, on one or many ranks."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute one step. Any exception means that the executor is of no more use."""
+
+    def close(self) -> None:
+        """Give back memory, processes and sockets; also after an exception."""
+
+
+class EngineCore:
+    """A scheduler and the executor of its plans."""
+
+    def __init__(self, scheduler: Scheduler, executor: StepExecutor) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+
+    def step(self, now: float) -> list[TokenChunk] | None:
+        """Compute one step; None when there was nothing to compute."""
+        plan = self.scheduler.schedule(now)
+        if plan is None:
+            return None
+        result = self.executor.execute(plan)
+        return self.scheduler.update(result)
