@@ -1,0 +1,221 @@
+"""A checked checkpoint becomes a model that runs on our attention: built on the meta device, filled from safetensors.
+
+The architectures are transformers' own; its loader maps names and merges what a model merges (experts, fused
+projections). What cannot run on a paged cache is refused by name, before the weights where that can be seen.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from engine.attention import ATTENTION_NAME, AttentionStep, LayerOptions, register_attention
+from engine.checkpoint import Checkpoint
+from engine.config import DType
+from engine.errors import BadCheckpoint, UnsupportedArchitecture
+from engine.kernels.cpu import native_bf16
+from engine.kv_cache import LayerShape
+
+#: Kinds of layer, as configs list them, that keep keys and values of every position.
+_PAGED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+#: RoPE kinds whose frequencies follow the longest position of the batch, once it passes the original limit.
+_BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, and what the engine must know of it."""
+
+    module: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    layers: list[LayerShape]  #: what each layer caches per token
+
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, step: AttentionStep, keep: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits [len(keep), vocabulary] for a flat batch of T tokens; `keep` None keeps all T."""
+        output = self.module(
+            input_ids=input_ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=0 if keep is None else keep,
+            attention_step=step,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[0]
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is cuda where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def choose_dtype(asked: DType, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own where the device computes it natively, else float32."""
+    name = checkpoint.dtype if asked is DType.AUTO else asked.value
+    if asked is not DType.AUTO or device.type == "cuda":
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
+    return torch.bfloat16 if name == "bfloat16" and native_bf16() else torch.float32
+
+
+def model_config(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's transformers config, after everything that can be refused before loading is refused."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if checkpoint.model_type not in transformers.CONFIG_MAPPING:
+            raise UnsupportedArchitecture(
+                checkpoint.name,
+                f"transformers {transformers.__version__} has no model type {checkpoint.model_type!r}, and code from "
+                "the checkpoint (trust_remote_code) is never run",
+            ) from None
+        raise BadCheckpoint(str(checkpoint.path / "config.json"), f"not a valid config: {error}") from error
+    refuse_unsupported(checkpoint, config)
+    return config
+
+
+def refuse_unsupported(checkpoint: Checkpoint, config: Any) -> None:
+    """Raise `UnsupportedArchitecture`, with the reason, for what the paged engine cannot run."""
+    reason = _unsupported_by_config(checkpoint, config)
+    if not reason:
+        reason = _unsupported_by_class(getattr(transformers, checkpoint.architecture))
+    if reason:
+        raise UnsupportedArchitecture(f"{checkpoint.name} ({checkpoint.architecture})", reason)
+
+
+def _unsupported_by_config(checkpoint: Checkpoint, config: Any) -> str:
+    if config.is_encoder_decoder:
+        return "encoder-decoder models are not served, only causal language models"
+    if any(getattr(config, name, None) is not None for name in ("vision_config", "audio_config")):
+        return "models with image or audio input are not served, only text models"
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type)
+    if expected is None:
+        return f"model type {checkpoint.model_type} has no causal language model in transformers"
+    if checkpoint.architecture != expected:
+        return f"is not a causal language model (for {checkpoint.model_type} that is {expected})"
+    kinds = set(getattr(config, "layer_types", None) or ()) - _PAGED_LAYER_TYPES
+    if kinds:
+        return f"has layers without an ordinary key-value cache: {', '.join(sorted(kinds))}"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "its layers share keys and values, which the paged cache does not do"
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        return "its attention is bidirectional"
+    return ""
+
+
+def _unsupported_by_class(model_class: Any) -> str:
+    if getattr(model_class, "_is_stateful", False):
+        return "keeps a recurrent state instead of keys and values"
+    if not model_class._supports_attention_backend:
+        return (
+            "transformers does not run its attention through the attention interface (own position bias, or old code)"
+        )
+    return ""
+
+
+def position_limit(checkpoint: Checkpoint, config: Any) -> int:
+    """The longest sequence the model can hold; raises where its config does not say."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        raise BadCheckpoint(
+            str(checkpoint.path / "config.json"), "says no max_position_embeddings: add it with the model's true limit"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    per_layer = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for parameters in per_layer:
+        if parameters.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+            original = parameters.get("original_max_position_embeddings") or limit
+            limit = min(limit, int(original))
+    return limit
+
+
+def load_model(checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Build the model and fill it; refuses weights that are missing or belong to nothing, naming them."""
+    register_attention()
+    module, report = transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=ATTENTION_NAME,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    _check_report(checkpoint, report)
+    module = module.to(device).requires_grad_(False).eval()
+    return LoadedModel(
+        module=module,
+        device=device,
+        dtype=dtype,
+        vocab_size=int(config.vocab_size),
+        layers=_probe_layers(checkpoint, config, module, device),
+    )
+
+
+def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    problems = {
+        "lacks weights the model needs": sorted(report["missing_keys"]),
+        "holds weights the model has no place for": sorted(report["unexpected_keys"]),
+        "holds weights of another shape than config.json says": sorted(str(k) for k in report["mismatched_keys"]),
+        "could not be read": [str(message) for message in report["error_msgs"]],
+    }
+    for problem, names in problems.items():
+        if names:
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (
+                f" and {len(names) - _NAMES_SHOWN} more" if names[_NAMES_SHOWN:] else ""
+            )
+            raise BadCheckpoint(
+                str(checkpoint.path), f"{problem}: {shown}; weights and config.json must belong together"
+            )
+
+
+@dataclass
+class _Probe:
+    """An `AttentionStep` that computes nothing and writes down what each layer asks for."""
+
+    layers: dict[int, LayerShape] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    problem: str = ""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: LayerOptions
+    ) -> torch.Tensor:
+        """See `AttentionStep`."""
+        if layer in self.layers:
+            self.problem = f"layer {layer} attends twice"
+        if key.shape != value.shape or query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
+            self.problem = (
+                f"layer {layer} has keys {list(key.shape)} and values {list(value.shape)} (tokens, heads, dim), "
+                "which the paged cache takes in one shape only"
+            )
+        self.layers[layer] = LayerShape(key.shape[1], key.shape[2])
+        self.windows[layer] = options.sliding_window
+        return torch.zeros_like(query)
+
+
+def _probe_layers(checkpoint: Checkpoint, config: Any, module: nn.Module, device: torch.device) -> list[LayerShape]:
+    """Run two tokens through the model and see what its layers cache: exact for any architecture."""
+    probe = _Probe()
+    with torch.inference_mode():
+        tokens = torch.arange(2, device=device)[None]
+        module(input_ids=tokens, position_ids=tokens, use_cache=False, logits_to_keep=1, attention_step=probe)
+    kinds = getattr(config, "layer_types", None) or []
+    for layer, kind in enumerate(kinds):
+        if kind == "sliding_attention" and probe.windows.get(layer) != getattr(config, "sliding_window", None):
+            probe.problem = f"layer {layer} should slide, but does not pass its window to the attention interface"
+    if sorted(probe.layers) != list(range(config.num_hidden_layers)):
+        probe.problem = f"{len(probe.layers)} of {config.num_hidden_layers} layers use the attention interface"
+    if probe.problem:
+        raise UnsupportedArchitecture(f"{checkpoint.name} ({checkpoint.architecture})", probe.problem)
+    return [probe.layers[layer] for layer in range(config.num_hidden_layers)]
