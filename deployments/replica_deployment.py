@@ -12,8 +12,9 @@ from ray import serve
 from cluster.config import MantaConfig
 from cluster.frames import FromRouter, ReplicaInfo
 from deployments.replica_server import ReplicaServer
-from deployments.router_actor import RouterAddress, router_shard
+from deployments.router_actor import router_shard
 from deployments.router_link import RouterLink
+from deployments.router_shard import RouterAddress
 from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead
 from engine.request import EngineLoad, TokenChunk
@@ -25,7 +26,7 @@ logger = logging.getLogger("manta.replica")
 class ReplicaDeployment:
     """Loads the model, then listens, then announces itself to the router: in this order it becomes ready."""
 
-    async def __init__(self, config: str, model: str) -> None:
+    async def __init__(self, config: str, model: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = msgspec.json.decode(config, type=MantaConfig)
         self._model = self._config.model(model)
         self._replica_id = serve.get_replica_context().replica_id.unique_id
@@ -41,7 +42,7 @@ class ReplicaDeployment:
         hello = ("replica", self._replica_id)
         self._link = RouterLink(lambda: self._router.join.remote(), FromRouter, hello, self._server)
         me = ReplicaInfo(self._replica_id, model, host, port, [os.getpid()], os.uname().nodename, info)
-        self._server.announce(me, core.load())
+        self._server.announce(me, core.scheduler.load())
         self._engine.start()
 
     def _start_engine(self) -> Any:

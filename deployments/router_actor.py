@@ -1,4 +1,4 @@
-"""RouterActor: the Ray actor around `cluster.router`; its socket, its clock and its name.
+"""RouterActor: the Ray actor around one router shard; gives it a name and a life of its own.
 
 One per queue shard, named and detached, restarted for ever; ends by itself when nobody has been connected for a while.
 The actor also keeps the cluster secret: whoever may call Ray actors may know it, nobody else learns it.
@@ -8,106 +8,17 @@ import asyncio
 import logging
 import secrets
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import ray
 
 from cluster.config import RouterConfig
-from cluster.frames import Announce, Enqueue, Hello, ReplicaInfo, Report, ToRouter, Withdraw
-from cluster.router import Outbox, Router
-from cluster.routing_policy import LeastLoaded
-from deployments.transport import FrameConnection, FrameHandler, FrameServer
+from deployments.router_shard import RouterAddress, RouterShard
 
 NAMESPACE = "manta"
-TICK_S = 0.1
 UNUSED_S = 60.0
 logger = logging.getLogger("manta.router")
-
-
-@dataclass(frozen=True, slots=True)
-class RouterAddress:
-    """How to reach a router shard, and with which secret."""
-
-    host: str
-    port: int
-    secret: bytes
-
-
-class _GatewayPeer:
-    def __init__(self, shard: "RouterShard", name: str) -> None:
-        self._shard, self._name = shard, name
-
-    def on_frame(self, frame: Any) -> None:
-        router, now = self._shard.router, time.monotonic()
-        match frame:
-            case Enqueue():
-                self._shard.post(router.on_enqueue(self._name, frame, now))
-            case Withdraw():
-                self._shard.post(router.on_withdraw(frame, now))
-
-    def on_lost(self) -> None:
-        self._shard.gateways.pop(self._name, None)
-        self._shard.router.on_gateway_lost(self._name)
-
-
-class _ReplicaPeer:
-    def __init__(self, shard: "RouterShard") -> None:
-        self._shard = shard
-        self._info: ReplicaInfo | None = None
-
-    def on_frame(self, frame: Any) -> None:
-        router, now = self._shard.router, time.monotonic()
-        match frame:
-            case Announce():
-                self._info = frame.replica
-                self._shard.post(router.on_announce(frame, now))
-            case Report() if self._info is not None:
-                self._shard.post(router.on_report(self._info, frame, now))
-
-    def on_lost(self) -> None:
-        if self._info is not None:
-            self._shard.post(self._shard.router.on_replica_lost(self._info))
-
-
-class RouterShard:
-    """The sockets around one `Router`; runs in any event loop (the actor's, or a test's)."""
-
-    def __init__(self, config: RouterConfig, secret: bytes) -> None:
-        self.router = Router(config, LeastLoaded())
-        self.gateways: dict[str, FrameConnection] = {}
-        self._server = FrameServer(ToRouter, secret, self._accept)
-        self._ticker: asyncio.Task[None] | None = None
-
-    async def start(self, host: str) -> int:
-        """Listen on `host`; returns the port."""
-        port = await self._server.listen(host)
-        self._ticker = asyncio.create_task(self._tick())
-        return port
-
-    def close(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-        self._server.close()
-
-    def _accept(self, hello: Hello, connection: FrameConnection) -> FrameHandler:
-        if hello.role == "replica":
-            return _ReplicaPeer(self)
-        self.gateways[hello.name] = connection
-        self.post(self.router.on_gateway(hello.name))
-        return _GatewayPeer(self, hello.name)
-
-    def post(self, outbox: Outbox) -> None:
-        for gateway, message in outbox:
-            connection = self.gateways.get(gateway)
-            if connection is not None:
-                connection.send(message)
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            self.post(self.router.on_tick(time.monotonic()))
 
 
 class RouterActor:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from deployments.router_actor import RouterAddress
+from deployments.router_shard import RouterAddress
 from deployments.transport import FrameConnection, connect
 
 RETRY_S = 0.2

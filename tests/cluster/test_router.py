@@ -1,0 +1,234 @@
+"""Late binding by credit: who is granted what, when."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cluster.frames import Announce, Grant, Refuse, ReplicaDown, ReplicaInfo, ReplicaUp, Report, Withdraw
+from cluster.router import Outbox, Router
+from tests.cluster.router_world import add_replica, descriptor, load, replica_info, router
+
+
+def grants(outbox: Outbox) -> list[tuple[str, str]]:
+    return [(m.request_id, m.replica_id) for _, m in outbox if isinstance(m, Grant)]
+
+
+def refusals(outbox: Outbox) -> list[tuple[str, str]]:
+    return [(m.request_id, m.code) for _, m in outbox if isinstance(m, Refuse)]
+
+
+def test_a_request_is_granted_at_once_where_there_is_credit() -> None:
+    shard = router()
+    add_replica(shard, "r1")
+    outbox = shard.on_enqueue("g", descriptor("a"), 0.0)
+    assert outbox == [("g", Grant("a", 0, "r1", 2.0))]
+
+
+def test_without_credit_it_waits_and_is_bound_at_the_report_that_frees_some() -> None:
+    shard = router()
+    info = add_replica(shard, "r1", free_slots=1)
+    assert grants(shard.on_enqueue("g", descriptor("a"), 0.0)) == [("a", "r1")]
+    assert shard.on_enqueue("g", descriptor("b"), 0.0) == []
+    # "a" has arrived and taken the slot: nothing is free, although the grant is no longer outstanding
+    assert shard.on_report(info, Report(load(free_slots=0), [("a", 0)]), 0.1) == []
+    assert grants(shard.on_report(info, Report(load(free_slots=1), []), 0.2)) == [("b", "r1")]
+
+
+def test_a_report_made_before_a_grant_arrives_does_not_free_its_credit() -> None:
+    shard = router()
+    info = add_replica(shard, "r1", free_slots=1)
+    shard.on_enqueue("g", descriptor("a"), 0.0)
+    shard.on_enqueue("g", descriptor("b"), 0.0)
+    assert shard.on_report(info, Report(load(free_slots=1), []), 0.1) == []
+
+
+def test_blocks_are_credit_too() -> None:
+    shard = router()
+    info = add_replica(shard, "r1", free_blocks=3)
+    assert shard.on_enqueue("g", descriptor("big", tokens=12), 0.0) == []  # 12 tokens and the next: 4 blocks of 4
+    assert grants(shard.on_report(info, Report(load(free_blocks=4), []), 0.1)) == [("big", "r1")]
+
+
+def test_the_least_loaded_replica_is_chosen_and_dispatch_counts_at_once() -> None:
+    shard = router()
+    add_replica(shard, "r1", queued_tokens=10)
+    add_replica(shard, "r2", queued_tokens=0)
+    chosen = [grants(shard.on_enqueue("g", descriptor(name, tokens=8), 0.0)) for name in ("a", "b", "c")]
+    assert chosen == [[("a", "r2")], [("b", "r2")], [("c", "r1")]]
+
+
+def test_priority_first_then_first_come() -> None:
+    shard = router()
+    info = replica_info("r1")
+    for name, priority in (("late", 1), ("a", 0), ("b", 0), ("urgent", -1)):
+        shard.on_enqueue("g", descriptor(name, priority=priority), 0.0)
+    shard.on_announce(Announce(info), 0.0)
+    outbox = shard.on_report(info, Report(load(free_slots=4), []), 0.0)
+    assert [name for name, _ in grants(outbox)] == ["urgent", "a", "b", "late"]
+
+
+def test_a_full_queue_refuses_at_once_with_the_time_to_come_back() -> None:
+    shard = router(max_queued_requests=2)
+    for name in ("a", "b"):
+        assert shard.on_enqueue("g", descriptor(name), 0.0) == []
+    [(gateway, refusal)] = shard.on_enqueue("g", descriptor("c"), 0.0)
+    assert gateway == "g" and isinstance(refusal, Refuse)
+    assert refusal.code == "server_is_overloaded" and (refusal.retry_after_s or 0) >= 1
+
+
+def test_tokens_bound_the_queue_but_one_request_always_fits() -> None:
+    shard = router(max_queued_tokens=10)
+    assert shard.on_enqueue("g", descriptor("huge", tokens=100), 0.0) == []
+    assert refusals(shard.on_enqueue("g", descriptor("more", tokens=1), 0.0)) == [("more", "server_is_overloaded")]
+
+
+def test_a_deadline_passes_in_the_queue() -> None:
+    shard = router()
+    add_replica(shard, "r1", free_slots=0)
+    shard.on_enqueue("g", descriptor("a", timeout_s=1.0), 0.0)
+    assert shard.on_tick(0.9) == []
+    assert refusals(shard.on_tick(1.0)) == [("a", "deadline_exceeded")]
+
+
+def test_no_replica_until_the_deadline_is_said_so() -> None:
+    shard = router()
+    shard.on_enqueue("g", descriptor("a", timeout_s=1.0), 0.0)
+    assert refusals(shard.on_tick(1.0)) == [("a", "no_ready_replica")]
+
+
+def test_an_unused_grant_returns_after_its_lease() -> None:
+    shard = router(lease_s=1.0, report_timeout_s=100.0)
+    add_replica(shard, "r1", free_slots=1)
+    shard.on_enqueue("g", descriptor("a"), 0.0)
+    shard.on_enqueue("g", descriptor("b"), 0.0)
+    assert grants(shard.on_tick(0.9)) == []
+    assert grants(shard.on_tick(1.0)) == [("b", "r1")]
+
+
+def test_withdrawing_leaves_the_queue_or_gives_the_grant_back() -> None:
+    shard = router()
+    add_replica(shard, "r1", free_slots=1)
+    for name in ("a", "b", "c"):
+        shard.on_enqueue("g", descriptor(name), 0.0)
+    assert shard.on_withdraw(Withdraw("b", 0), 0.1) == []
+    assert grants(shard.on_withdraw(Withdraw("a", 0), 0.1)) == [("c", "r1")]
+
+
+def test_a_silent_replica_gets_nothing_new() -> None:
+    shard = router(report_timeout_s=2.0)
+    add_replica(shard, "r1")
+    assert grants(shard.on_enqueue("g", descriptor("a"), 1.9)) == [("a", "r1")]
+    assert grants(shard.on_enqueue("g", descriptor("b"), 2.1)) == []
+
+
+def test_gateways_hear_of_replicas_and_a_repeated_request_is_queued_once() -> None:
+    shard = router()
+    info = replica_info("r1")
+    shard.on_gateway("g")
+    assert shard.on_announce(Announce(info), 0.0) == [("g", ReplicaUp(info))]
+    assert shard.on_gateway("h") == [("h", ReplicaUp(info))]
+    shard.on_enqueue("g", descriptor("a"), 0.0)
+    shard.on_enqueue("g", descriptor("a"), 0.0)
+    assert len(shard.queues()["m"]) == 1
+    assert sorted(shard.on_replica_lost(info)) == [("g", ReplicaDown("r1")), ("h", ReplicaDown("r1"))]
+
+
+def test_a_lost_gateway_leaves_nothing_in_the_queue() -> None:
+    shard = router()
+    shard.on_gateway("g")
+    shard.on_gateway("h")
+    shard.on_enqueue("g", descriptor("a"), 0.0)
+    shard.on_enqueue("h", descriptor("b"), 0.0)
+    shard.on_gateway_lost("g")
+    assert shard.queues()["m"].of_gateway("h") == [("b", 0)] and len(shard.queues()["m"]) == 1
+
+
+class RouterMachine(RuleBasedStateMachine):
+    """Random arrivals, cancels, submissions, ends, losses and time; replicas as counters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shard: Router = router(max_queued_requests=8, lease_s=1.0, report_timeout_s=1000.0)
+        self.now, self.names = 0.0, 0
+        self.slots: dict[str, int] = {}
+        self.infos: dict[str, ReplicaInfo] = {}
+        self.running: dict[str, set[str]] = {}
+        self.in_hand: dict[str, tuple[str, float]] = {}  # granted, not yet submitted: replica, end of the lease
+        self.open: set[str] = set()  # asked for and neither granted, refused nor withdrawn
+
+    def take(self, outbox: Outbox) -> None:
+        for _, message in outbox:
+            if isinstance(message, Grant):
+                assert message.request_id in self.open, "granted something that does not wait"
+                self.open.remove(message.request_id)
+                self.in_hand[message.request_id] = (message.replica_id, self.now + message.lease_s)
+            elif isinstance(message, Refuse):
+                self.open.remove(message.request_id)
+
+    @rule(slots=st.integers(1, 3))
+    def replica_comes(self, slots: int) -> None:
+        name = f"r{len(self.slots)}"
+        self.infos[name], self.slots[name], self.running[name] = replica_info(name), slots, set()
+        self.take(self.shard.on_announce(Announce(self.infos[name]), self.now))
+        self.report(name, [])
+
+    def report(self, name: str, accepted: list[tuple[str, int]]) -> None:
+        free = self.slots[name] - len(self.running[name])
+        self.take(self.shard.on_report(self.infos[name], Report(load(free_slots=free), accepted), self.now))
+
+    @rule(priority=st.integers(0, 2), timeout_s=st.sampled_from([1.0, 5.0]))
+    def arrive(self, priority: int, timeout_s: float) -> None:
+        self.names += 1
+        name = f"q{self.names}"
+        self.open.add(name)
+        asked = descriptor(name, priority=priority, timeout_s=timeout_s)
+        self.take(self.shard.on_enqueue("g", asked, self.now))
+
+    @precondition(lambda self: self.in_hand)
+    @rule(data=st.data())
+    def submit(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.in_hand)))
+        replica, lease_end = self.in_hand.pop(name)
+        if replica not in self.running or self.now >= lease_end:
+            return
+        self.running[replica].add(name)
+        assert len(self.running[replica]) <= self.slots[replica], "more was granted than the replica has slots"
+        self.report(replica, [(name, 0)])
+
+    @precondition(lambda self: any(self.running.values()))
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        replica = data.draw(st.sampled_from(sorted(r for r, names in self.running.items() if names)))
+        self.running[replica].remove(data.draw(st.sampled_from(sorted(self.running[replica]))))
+        self.report(replica, [])
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.open)))
+        self.open.remove(name)
+        self.take(self.shard.on_withdraw(Withdraw(name, 0), self.now))
+
+    @precondition(lambda self: self.infos)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.infos)))
+        self.take(self.shard.on_replica_lost(self.infos.pop(name)))
+        del self.running[name]
+
+    @rule(seconds=st.floats(0.01, 3.0))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.shard.on_tick(self.now))
+
+    @invariant()
+    def consistent(self) -> None:
+        self.shard.check_invariants()
+        queued = {key[0] for queue in self.shard.queues().values() for key in queue.of_gateway("g")}
+        assert queued == self.open, "a request is neither waiting nor answered"
+        credit = any(replica.has_credit(4) for replica in self.shard.replicas())
+        assert not (queued and credit), "a request waits although a replica has credit"
+
+
+RouterMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRouterMachine = RouterMachine.TestCase

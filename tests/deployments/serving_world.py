@@ -1,0 +1,132 @@
+"""A whole Manta without Ray: router shard, engines on the chain executor, and a gateway's dispatcher, over real TCP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from cluster.config import RouterConfig
+from cluster.dispatcher import Dispatcher
+from cluster.frames import FromRouter, ReplicaInfo
+from cluster.generation import RequestContext
+from deployments.gateway_links import GatewayLinks
+from deployments.replica_server import ReplicaServer
+from deployments.router_link import RouterLink
+from deployments.router_shard import RouterAddress, RouterShard
+from engine.chain_executor import ChainExecutor, next_chain_token
+from engine.config import EngineConfig, EngineInfo
+from engine.core import EngineCore
+from engine.engine_loop import EngineLoop
+from engine.request import GenerateRequest, SamplingParams, TokenChunk
+from engine.scheduler import Scheduler
+
+SECRET = b"a secret of the tests"
+HOST = "127.0.0.1"
+VOCAB = 1000
+
+
+def chain_engine(
+    step_delay_s: float = 0.0, max_num_seqs: int = 8, num_blocks: int = 256
+) -> tuple[EngineCore, EngineInfo]:
+    config = EngineConfig(block_size=16, max_num_seqs=max_num_seqs, max_batched_tokens=256)
+    info = EngineInfo(
+        model_path="chain", architecture="Chain", weights_revision="r0", dtype="none", device="cpu", vocab_size=VOCAB,
+        max_model_len=2048, block_size=16, num_blocks=num_blocks, max_num_seqs=max_num_seqs,
+    )  # fmt: skip
+    executor = ChainExecutor(VOCAB, num_blocks, 16, step_delay_s)
+    return EngineCore(Scheduler(config, info), executor), info
+
+
+class Replica:
+    """One engine with its sockets."""
+
+    def __init__(self, name: str, core: EngineCore, info: EngineInfo) -> None:
+        loop = asyncio.get_running_loop()
+        self.name, self.core, self.info = name, core, info
+        self.engine = EngineLoop(
+            core,
+            on_step=lambda chunks, load: loop.call_soon_threadsafe(self.server.on_step, chunks, load),
+            on_dead=lambda error: None,
+        )
+        self.server = ReplicaServer(self.engine, SECRET)
+
+    async def start(self, world: "ServingWorld") -> None:
+        port = await self.server.listen(HOST)
+        self.link = RouterLink(world.find_router, FromRouter, ("replica", self.name), self.server)
+        self.engine.start()
+        self.server.announce(
+            ReplicaInfo(self.name, "m", HOST, port, [1], "host", self.info), self.core.scheduler.load()
+        )
+
+    def stop(self) -> None:
+        self.link.close()
+        self.server.close()
+        assert self.engine.close()
+
+
+@dataclass
+class ServingWorld:
+    shard: RouterShard
+    port: int
+    dispatcher: Dispatcher
+    replicas: list[Replica]
+
+    async def find_router(self) -> RouterAddress:
+        return RouterAddress(HOST, self.port, SECRET)
+
+    async def restart_router(self) -> None:
+        """Lose the shard with all it knew; a new one takes its place on another port."""
+        self.shard.close()
+        self.shard = RouterShard(RouterConfig(), SECRET)
+        self.port = await self.shard.start(HOST)
+
+    async def generate(self, request: GenerateRequest, timeout_s: float = 20.0) -> list[TokenChunk]:
+        context = RequestContext(model="m", timeout_s=timeout_s)
+        return [chunk async for chunk in self.dispatcher.stream(request, context)]
+
+    def num_running(self) -> int:
+        loads = [replica.core.scheduler.load() for replica in self.replicas]
+        return sum(load.num_running + load.num_waiting for load in loads)
+
+
+@asynccontextmanager
+async def serving_world(num_replicas: int = 1, **engine: float) -> AsyncIterator[ServingWorld]:
+    """Ready when every replica is connected to the gateway."""
+    shard = RouterShard(RouterConfig(), SECRET)
+    world = ServingWorld(shard, await shard.start(HOST), Dispatcher("gateway"), [])
+    links = GatewayLinks(world.dispatcher, SECRET)
+    router = RouterLink(world.find_router, FromRouter, ("gateway", "gateway"), links)
+    try:
+        for number in range(num_replicas):
+            replica = Replica(f"r{number}", *chain_engine(**engine))  # type: ignore[arg-type]
+            world.replicas.append(replica)
+            await replica.start(world)
+        await until(lambda: len(links.connections) == num_replicas)
+        yield world
+    finally:
+        router.close()
+        links.close()
+        for replica in world.replicas:
+            replica.stop()
+        world.shard.close()
+
+
+async def until(condition: object, timeout_s: float = 5.0) -> None:
+    """Wait for a condition that another task or thread brings about."""
+    assert callable(condition)
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - the condition may be another thread's
+            await asyncio.sleep(0.002)
+
+
+def request(name: str, prompt: list[int], max_tokens: int = 20, **sampling: object) -> GenerateRequest:
+    params = SamplingParams(max_tokens=max_tokens, seed=1, **sampling)  # type: ignore[arg-type]
+    return GenerateRequest(request_id=name, prompt_token_ids=prompt, sampling=params)
+
+
+def chain(prompt: list[int], count: int) -> list[int]:
+    """What the chain engine answers: the oracle."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_chain_token(tokens, VOCAB))
+    return tokens[len(prompt) :]
