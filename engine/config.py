@@ -88,6 +88,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(
                 "engine.kv_cache_tokens", self.kv_cache_tokens, f"give at least one block of {self.block_size} tokens"
             )
+        if self.batching is not Batching.CONTINUOUS and self.batch_size > self.max_num_seqs:
+            raise ConfigError(
+                "engine.batch_size", self.batch_size, f"give at most max_num_seqs = {self.max_num_seqs}, or raise that"
+            )
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

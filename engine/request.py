@@ -96,7 +96,7 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     free_slots: int  #: sequences that could be admitted now: `max_num_seqs` - running - waiting
     free_blocks: int  #: KV blocks free or evictable, less what waiting sequences will need
     queued_tokens: int  #: prompt tokens known and not yet computed, over running and waiting
-    num_accepted: int = 0  #: requests taken in since start, in the order of their submission
+    num_accepted: int = 0  #: requests taken off the submitter since start, in their order, refused ones too
     num_preemptions: int = 0  #: since start
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix cache since start
     num_prompt_tokens: int = 0  #: prompt tokens admitted since start
