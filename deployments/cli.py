@@ -3,13 +3,14 @@
 import argparse
 import sys
 
-from deployments import chat_client, config_command, doctor, serve_command, status_command
+from deployments import bench_command, chat_client, config_command, doctor, serve_command, status_command
 from engine.errors import MantaError
 
 _COMMANDS = {
     "serve": (serve_command, "serve a model over HTTP until Ctrl-C"),
     "status": (status_command, "show router shards, replicas, ranks, load and KV use of a running app"),
     "chat": (chat_client, "talk to a served model in the terminal"),
+    "bench": (bench_command, "put load on a server and show what its clients saw"),
     "config": (config_command, "check a configuration and print it with its derived values"),
     "doctor": (doctor, "check this machine and say what to do"),
 }
