@@ -84,7 +84,8 @@ class DynamicBatching:
         """Places left in the closed batch; closes the next one when the last has ended and it is time."""
         self._places = min(self._places, num_waiting)
         if num_running == 0 and self._places == 0 and num_waiting > 0:
-            self.arrived(now)
+            if self._closes_at is None:
+                self.arrived(now)
             assert self._closes_at is not None
             if num_waiting >= self._batch_size or now >= self._closes_at:
                 self._places = min(self._batch_size, num_waiting)

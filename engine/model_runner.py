@@ -1,5 +1,7 @@
 """Runs the model for one step plan: flat batch in, sampled tokens out (`engine.core.StepExecutor`)."""
 
+from threading import get_ident
+
 import numpy as np
 import torch
 
@@ -13,6 +15,7 @@ from engine.sampler import NOT_FINITE, Sampled, Sampler
 from engine.sampling_table import SamplingTable
 from engine.sequence_table import FlatBatch, IntArray, SequenceTable
 from engine.step import PromptLogprobs, SampledToken, ScheduledSequence, StepPlan, StepResult
+from parallel.cores import CoreShare
 
 #: Rows of prompt logits turned into probabilities at a time, which bounds the memory they take.
 _PROMPT_ROWS = 256
@@ -30,6 +33,7 @@ class ModelRunner:
         *,
         max_num_seqs: int,
         max_model_len: int,
+        cores: CoreShare | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -39,9 +43,13 @@ class ModelRunner:
         )
         self._params = SamplingTable(max_num_seqs=max_num_seqs, vocab_size=model.vocab_size)
         self._sampler = Sampler(self._sequences, self._params)
+        self._cores = cores
+        self._pinned_thread: int | None = None
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Drop, learn, compute, sample; the sampled tokens are kept for the next step."""
+        if self._pinned_thread != get_ident():
+            self._pin_thread()
         for sequence_id in plan.dropped_ids:
             if (row := self._sequences.drop(sequence_id)) is not None:
                 self._params.forget(row)
@@ -65,6 +73,12 @@ class ModelRunner:
 
     def close(self) -> None:
         """Nothing runs between steps: the tensors go with this object."""
+
+    def _pin_thread(self) -> None:
+        """Keep the thread that drives the engine, and the compute threads it will start, on the engine's cores."""
+        self._pinned_thread = get_ident()
+        if self._cores is not None:
+            self._cores.pin_thread()
 
     def _forward(self, batch: FlatBatch, keep: IntArray | None) -> torch.Tensor:
         """Logits [len(keep), vocabulary] of those tokens of the flat batch, or of all of them."""

@@ -32,7 +32,7 @@ class FlatBatch:
     @property
     def num_tokens(self) -> int:
         """T, padding included."""
-        return self.input_ids.shape[0]
+        return len(self.input_ids)
 
 
 class SequenceTable:
