@@ -74,6 +74,8 @@ class EngineLoop:
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+        elif self._dead is None:
+            self._end("it was closed")
         return not self._thread.is_alive()
 
     def _order(self, order: Order) -> None:
@@ -127,22 +129,26 @@ class EngineLoop:
 
     def _end(self, why: str) -> None:
         """Answer everything that is still here and give the executor back."""
-        dead = EngineDead(why)
         with self._wake:
-            self._dead = dead
+            self._dead = EngineDead(why)
+        for action in (self._answer_everybody, self._tell_death, self._core.executor.close):
+            try:
+                action()
+            except Exception:  # what follows must be done whatever failed
+                logger.exception("while the engine ended")
+
+    def _answer_everybody(self) -> None:
+        assert self._dead is not None
+        scheduler = self._core.scheduler
         now = self._clock()
         chunks = [chunk for order in self._orders for chunk in order(now)]
         self._orders.clear()
-        scheduler = self._core.scheduler
-        try:
-            chunks += scheduler.fail_all(str(dead))
-            self._on_step(chunks, scheduler.load())
-        finally:
-            try:
-                if not self._closing:
-                    self._on_dead(dead)
-            finally:
-                self._core.executor.close()
+        chunks += scheduler.fail_all(str(self._dead))
+        self._on_step(chunks, scheduler.load())
+
+    def _tell_death(self) -> None:
+        if self._dead is not None and not self._closing:
+            self._on_dead(self._dead)
 
 
 def _failed(request: GenerateRequest, why: str) -> TokenChunk:

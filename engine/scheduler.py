@@ -7,14 +7,15 @@ No phases: a sequence's computed tokens catch up with its known tokens. A new pr
 long prompt, a prefix hit, a preempted sequence and one that goes on after an earlier attempt are the same case.
 
 Order of service is (priority, arrival). In each step
-1. running sequences that lack one token are scheduled first, so that streams never stall behind long prompts;
+1. running sequences that lack one token are scheduled first, so that streams never stall behind long prompts (the
+   budget suffices: nobody joins a step whose budget is used up, so there are never more sequences than budget);
 2. running sequences that lack more get what is left of the token budget;
 3. waiting sequences join while there are places, budget and blocks for all their known tokens, plus a spare block for
    each running sequence, so that who joins is not preempted at once. Nobody overtakes one that finds no blocks. One
    whose next block is being computed by a running sequence waits for it and keeps its place.
 When a running sequence finds no block, the last in the order of service (perhaps itself) is preempted: its blocks are
 taken, it waits with its old arrival number and is computed again, its registered blocks being prefix hits if they
-survive. So the first in the order always advances, and every sequence ends.
+survive. So the first in the order always advances, and every sequence ends. Nobody is preempted to let another join.
 """
 
 from bisect import bisect_left, insort
@@ -234,6 +235,8 @@ class Scheduler:
             self._kv.register_computed(sequence)
             if token is not None:
                 chunks.append(self._append(sequence, token))
+        if self._config.check_invariants:
+            self.check_invariants()
         return self._batching.deliver(chunks, len(self._running), len(self._waiting))
 
     def _append(self, sequence: Sequence, token: SampledToken) -> TokenChunk:
@@ -358,5 +361,6 @@ class Scheduler:
         assert self._by_request == {s.request.request_id: s for s in everyone}
         assert all(s.num_uncomputed_tokens > 0 for s in everyone), "a sequence has nothing left to compute"
         assert len(running) <= self._info.max_num_seqs
+        assert len(running) <= self._config.max_batched_tokens, "not every running sequence fits into a step"
         assert self._num_uncomputed == sum(s.num_uncomputed_tokens for s in everyone)
         assert self._num_blocks_wanted == sum(self._kv.num_blocks_for(s.num_tokens) for s in waiting)

@@ -1,0 +1,230 @@
+"""The loop with real threads around the chain executor."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from engine.chain_executor import ChainExecutor
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.engine_loop import EngineLoop
+from engine.errors import EngineDead, RequestRefused
+from engine.request import EngineLoad, FinishReason, TokenChunk
+from engine.scheduler import Scheduler
+from engine.step import StepPlan, StepResult
+from tests.engine.chain_world import BLOCK_SIZE, VOCAB_SIZE, chain_output, engine_info, generate, static
+
+PATIENCE_S = 10.0
+
+
+class Client:
+    """What comes out of a loop, and an executor that can be told to wait or to fail at the next step."""
+
+    def __init__(self, step_delay_s: float = 0.0, **settings: Any) -> None:
+        info = engine_info(num_blocks=64, max_num_seqs=8)
+        config = EngineConfig(**({"block_size": BLOCK_SIZE, "check_invariants": True} | settings))
+        self.chain = ChainExecutor(VOCAB_SIZE, info.num_blocks, BLOCK_SIZE, step_delay_s)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.num_steps = 0
+        self.num_closed = 0
+        self.num_clock_reads = 0
+        self.chunks: list[TokenChunk] = []
+        self.loads: list[EngineLoad] = []
+        self.threads: set[str] = set()
+        self.deaths: list[EngineDead] = []
+        self.changed = threading.Condition()
+        self.on_step_error: Exception | None = None
+        core = EngineCore(Scheduler(config, info), self)
+        self.loop = EngineLoop(core, self.on_step, self.on_dead, self.clock)
+
+    def clock(self) -> float:
+        self.num_clock_reads += 1
+        return time.monotonic()
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        assert self.gate.wait(PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+        self.num_steps += 1
+        return self.chain.execute(plan)
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+    def on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
+        if self.on_step_error is not None:
+            raise self.on_step_error
+        with self.changed:
+            self.chunks += chunks
+            self.loads.append(load)
+            self.threads.add(threading.current_thread().name)
+            self.changed.notify_all()
+
+    def on_dead(self, dead: EngineDead) -> None:
+        with self.changed:
+            self.deaths.append(dead)
+            self.changed.notify_all()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, PATIENCE_S), f"got {self.finishes()}, loads {self.loads[-3:]}"
+
+    def read(self, request_id: str) -> list[int]:
+        return [token for chunk in self.chunks if chunk.request_id == request_id for token in chunk.token_ids]
+
+    def finishes(self) -> dict[str, FinishReason]:
+        return {chunk.request_id: chunk.finish for chunk in self.chunks if chunk.finish is not None}
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    made = Client()
+    made.loop.start()
+    yield made
+    made.gate.set()
+    assert made.loop.close()
+
+
+def test_requests_from_many_threads_are_exact(client: Client) -> None:
+    requests = [generate(f"{i}", [i % 3, i % 5, i % 7], max_tokens=20) for i in range(60)]
+
+    def submit(share: list[Any]) -> None:
+        for request in share:
+            client.loop.submit(request)
+
+    threads = [threading.Thread(target=submit, args=(requests[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    client.wait_for(lambda: len(client.finishes()) == len(requests))
+    for request in requests:
+        output, finish = chain_output(request)
+        assert (client.read(request.request_id), client.finishes()[request.request_id]) == (output, finish)
+    assert client.threads == {"engine-loop"}
+    assert client.loads[-1].num_accepted == 60
+    assert client.loads[-1].free_blocks == 64
+
+
+def test_it_sleeps_when_idle_and_wakes_for_the_next_request(client: Client) -> None:
+    for name in ("a", "b"):
+        client.loop.submit(generate(name, [1, 2], max_tokens=2))
+        client.wait_for(lambda name=name: name in client.finishes())
+        time.sleep(0.05)
+        num_clock_reads = client.num_clock_reads
+        time.sleep(0.1)
+        assert client.num_clock_reads == num_clock_reads
+
+
+def test_one_report_per_step_and_one_for_each_change_between_steps(client: Client) -> None:
+    client.gate.clear()
+    client.loop.submit(generate("a", [1, 2], max_tokens=3))
+    client.wait_for(lambda: client.loads != [])
+    assert [(load.num_waiting, load.step) for load in client.loads] == [(1, 0)]
+    client.gate.set()
+    client.wait_for(lambda: "a" in client.finishes())
+    assert [load.step for load in client.loads] == [0, 1, 2, 3]
+
+
+def test_cancel_ends_a_request_between_two_steps(client: Client) -> None:
+    client.gate.clear()
+    client.loop.submit(generate("a", [1, 2], max_tokens=100))
+    client.wait_for(lambda: client.loads != [])
+    client.loop.cancel("a", attempt=3)
+    client.loop.cancel("unknown")
+    client.loop.cancel("a")
+    client.gate.set()
+    client.wait_for(lambda: "a" in client.finishes())
+    assert client.finishes() == {"a": FinishReason.ABORT}
+    assert client.num_steps == 1
+    assert (client.loads[-1].num_running, client.loads[-1].free_blocks) == (0, 64)
+
+
+def test_what_cannot_run_is_refused_at_once_and_a_double_gets_an_answer(client: Client) -> None:
+    with pytest.raises(RequestRefused, match="empty"):
+        client.loop.submit(generate("a", []))
+    client.gate.clear()
+    client.loop.submit(generate("b", [1, 2], max_tokens=50))
+    client.loop.submit(generate("b", [1, 2], max_tokens=50))
+    client.gate.set()
+    client.wait_for(lambda: "b" in client.finishes())
+    first = next(chunk for chunk in client.chunks if chunk.finish is not None)
+    assert first.finish is FinishReason.ERROR
+    assert "here already" in first.error
+
+
+def test_a_failing_executor_answers_everybody_and_ends_the_engine(client: Client) -> None:
+    client.gate.clear()
+    client.loop.submit(generate("running", [1, 2], max_tokens=100))
+    client.wait_for(lambda: client.loads != [])
+    client.loop.submit(generate("waiting", [3, 4], max_tokens=100))
+    client.error = RuntimeError("the rank is gone")
+    client.gate.set()
+    client.wait_for(lambda: client.deaths != [])
+    assert client.finishes() == {"running": FinishReason.ERROR, "waiting": FinishReason.ERROR}
+    assert all("RuntimeError: the rank is gone" in chunk.error for chunk in client.chunks)
+    assert [death.why for death in client.deaths] == ["RuntimeError: the rank is gone"]
+    with pytest.raises(EngineDead, match="the rank is gone"):
+        client.loop.submit(generate("late", [1]))
+    client.loop.cancel("running")
+    assert client.loop.close()
+    assert client.num_closed == 1
+
+
+def test_a_failing_callback_ends_the_engine_too(client: Client) -> None:
+    client.on_step_error = RuntimeError("no event loop")
+    client.loop.submit(generate("a", [1]))
+    client.wait_for(lambda: client.deaths != [])
+    assert client.deaths[0].why == "RuntimeError: no event loop"
+    assert client.loop.close()
+    assert client.num_closed == 1
+
+
+def test_close_answers_what_is_left_and_gives_the_executor_back() -> None:
+    client = Client(step_delay_s=0.002)
+    client.loop.start()
+    client.loop.submit(generate("a", [1, 2], max_tokens=100))
+    client.wait_for(lambda: client.read("a") != [])
+    assert client.loop.close()
+    assert client.finishes() == {"a": FinishReason.ERROR}
+    assert client.read("a") == chain_output(generate("a", [1, 2], max_tokens=100))[0][: len(client.read("a"))]
+    assert (client.num_closed, client.deaths) == (1, [])
+    with pytest.raises(EngineDead, match="closed"):
+        client.loop.submit(generate("late", [1]))
+    assert client.loop.close()
+
+
+def test_close_before_start_answers_too() -> None:
+    client = Client()
+    client.loop.submit(generate("a", [1]))
+    assert client.loop.close()
+    assert client.finishes() == {"a": FinishReason.ERROR}
+    assert client.loop.close()
+    assert client.num_closed == 1
+
+
+def test_a_step_that_hangs_is_seen_from_outside(client: Client) -> None:
+    assert client.loop.step_started_at() is None
+    client.gate.clear()
+    before = time.monotonic()
+    client.loop.submit(generate("a", [1], max_tokens=1))
+    client.wait_for(lambda: client.loads != [])
+    time.sleep(0.01)
+    started_at = client.loop.step_started_at()
+    assert started_at is not None
+    assert before <= started_at <= time.monotonic()
+    assert not client.loop.close(timeout_s=0.05)
+
+
+def test_an_unfilled_batch_starts_by_time_though_nothing_arrives() -> None:
+    client = Client(**static(4, timeout_s=0.1))
+    client.loop.start()
+    begin = time.monotonic()
+    client.loop.submit(generate("a", [1], max_tokens=2))
+    client.wait_for(lambda: "a" in client.finishes())
+    assert time.monotonic() - begin >= 0.1
+    assert client.num_clock_reads < 12
+    assert client.loop.close()
