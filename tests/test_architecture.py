@@ -22,7 +22,9 @@ MAX_CONSTRUCTOR_PARAMETERS = 7
 ENGINE_SEEN_BY_CLUSTER = {"engine.request", "engine.config", "engine.errors"}
 
 #: "file:function" -> why it may be longer than the limit.
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "cluster/endpoints.py:list_endpoints": "the table of the API: one entry a path, no control flow",
+}
 #: "file:class" -> why its constructor may take more parameters than the limit.
 WIDE_CONSTRUCTORS: dict[str, str] = {}
 
@@ -156,7 +158,8 @@ def test_gateway_and_router_start_without_torch() -> None:
 
 
 def error_classes() -> list[type[Exception]]:
-    modules = [importlib.import_module(name) for name in ("engine.errors", "cluster.errors")]
+    names = ("engine.errors", "cluster.errors", "cluster.http_errors", "cluster.frames", "parallel.layout")
+    modules = [importlib.import_module(name) for name in names]
     return [
         member
         for module in modules
@@ -168,7 +171,7 @@ def error_classes() -> list[type[Exception]]:
 @pytest.mark.parametrize("error_class", error_classes(), ids=lambda c: c.__qualname__)
 def test_errors_survive_pickling(error_class: type[Exception]) -> None:
     """An error that does not hand all its arguments to its base arrives from a Ray actor as something else."""
-    parameters = inspect.signature(error_class).parameters.values()
+    _, *parameters = inspect.signature(error_class.__init__).parameters.values()
     takes_anything = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     arguments = ["message"] if takes_anything else [f"value of {p.name}" for p in parameters]
     error = error_class(*arguments)
