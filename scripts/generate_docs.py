@@ -1,22 +1,39 @@
-"""Writes docs/configuration.md from the typed configuration: `python -m scripts.generate_docs [--check]`.
+"""Writes the parts of docs/ that follow from types: `python -m scripts.generate_docs [--check]`.
 
-Names, types, limits, defaults and descriptions all come from the structs that the product itself reads.
+docs/configuration.md comes from the configuration's structs; in docs/api.md the tables between
+`<!-- fields: NAME -->` and `<!-- end -->` come from the bodies that the gateway decodes.
 """
 
 import argparse
 import inspect
+import re
 import sys
-import types
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import msgspec
 
+from cluster.api_schema import SamplingFields, StreamOptions
+from cluster.api_schema_chat import ChatMessage, ChatRequest
+from cluster.api_schema_completions import CompletionRequest
+from cluster.api_schema_tokens import DetokenizeRequest, TokenizeRequest
 from cluster.config import MantaConfig
+from scripts.doc_tables import body_table, configuration_table, fields_with_hints, strip_annotation
 
-REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+#: Name of a table in docs/api.md -> whose fields it lists, without those of another.
+API_TABLES: dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct] | None]] = {
+    "shared": (SamplingFields, None),
+    "stream_options": (StreamOptions, None),
+    "chat": (ChatRequest, SamplingFields),
+    "message": (ChatMessage, None),
+    "completions": (CompletionRequest, SamplingFields),
+    "tokenize": (TokenizeRequest, None),
+    "detokenize": (DetokenizeRequest, None),
+}
+_TABLE = re.compile(r"(<!-- fields: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 INTRODUCTION = """\
 # Configuration
@@ -57,28 +74,43 @@ models:
 """
 
 
-def render_reference() -> str:
-    """The whole page."""
+def render_pages() -> dict[Path, str]:
+    """Every page that holds generated text, as it should be."""
+    api = DOCS / "api.md"
+    return {DOCS / "configuration.md": render_configuration(), api: fill_tables(api.read_text(encoding="utf-8"))}
+
+
+def render_configuration() -> str:
+    """The whole configuration reference."""
     return "\n".join([INTRODUCTION, *(line for section in sections(MantaConfig, "") for line in section)]) + "\n"
+
+
+def fill_tables(page: str) -> str:
+    """The page with every marked table written anew."""
+
+    def table(match: re.Match[str]) -> str:
+        kind, without = API_TABLES[match[2]]
+        left_out = set(without.__struct_fields__) if without else set()
+        fields = [(field, hint) for field, hint in fields_with_hints(kind) if field.name not in left_out]
+        return "\n".join([match[1], *body_table(fields), "", match[3]])
+
+    return _TABLE.sub(table, page)
 
 
 def sections(kind: type[msgspec.Struct], path: str) -> Iterator[list[str]]:
     """One section for `kind`, then one for each struct inside it, depth first."""
-    hints = get_type_hints(kind, include_extras=True)
-    rows: list[str] = []
+    plain: list[tuple[msgspec.structs.FieldInfo, Any]] = []
     inner: list[tuple[type[msgspec.Struct], str]] = []
-    for field in msgspec.structs.fields(kind):
-        hint = hints[field.name]
+    for field, hint in fields_with_hints(kind):
         place = f"{path}.{field.name}" if path else field.name
         struct, is_list = nested_struct(strip_annotation(hint)[0])
         if struct is not None:
             inner.append((struct, f"{place}[]" if is_list else place))
         else:
-            rows.append(row(field, hint))
-    if rows:
+            plain.append((field, hint))
+    if plain:
         title = f"## `{path}`" if path else "## Top level"
-        table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
-        yield [title, "", *summary(kind), *table, ""]
+        yield [title, "", *summary(kind), *configuration_table(plain), ""]
     for struct, place in inner:
         yield from sections(struct, place)
 
@@ -87,22 +119,6 @@ def summary(kind: type) -> list[str]:
     """The first sentence of the class's docstring."""
     sentence, _, _ = " ".join((inspect.getdoc(kind) or "").split()).partition(". ")
     return [f"{sentence.rstrip('.')}.", ""] if sentence else []
-
-
-def row(field: msgspec.structs.FieldInfo, hint: Any) -> str:
-    """One line of a table."""
-    _, meta = strip_annotation(hint)
-    description = (meta.description or "") if meta else ""
-    cells = (f"`{field.name}`", type_name(hint), default_text(field), description)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def strip_annotation(hint: Any) -> tuple[Any, msgspec.Meta | None]:
-    """The bare type and its `Meta`."""
-    if get_origin(hint) is Annotated:
-        plain, *notes = get_args(hint)
-        return plain, next((note for note in notes if isinstance(note, msgspec.Meta)), None)
-    return hint, None
 
 
 def nested_struct(plain: Any) -> tuple[type[msgspec.Struct] | None, bool]:
@@ -115,61 +131,20 @@ def nested_struct(plain: Any) -> tuple[type[msgspec.Struct] | None, bool]:
     return None, False
 
 
-def type_name(hint: Any) -> str:
-    """A type and its limits as a reader of YAML knows them."""
-    plain, meta = strip_annotation(hint)
-    return ", ".join([plain_type_name(plain), *(limits(meta) if meta else ())])
-
-
-def plain_type_name(plain: Any) -> str:
-    """A type without limits."""
-    if isinstance(plain, type) and issubclass(plain, Enum):
-        return " or ".join(f"`{member.value}`" for member in plain)
-    if get_origin(plain) in (Union, types.UnionType):
-        return " or ".join(type_name(part) for part in get_args(plain) if part is not type(None))
-    if get_origin(plain) in (tuple, list):
-        return f"list of {type_name(get_args(plain)[0])}"
-    if get_origin(plain) is dict:
-        return "mapping"
-    return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(plain, str(plain))
-
-
-def limits(meta: msgspec.Meta) -> list[str]:
-    """The range of a number; that a text must not be empty."""
-    signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-    found = [f"{sign} {value}" for name, sign in signs if (value := getattr(meta, name)) is not None]
-    return [*found, "not empty"] if meta.min_length == 1 else found
-
-
-def default_text(field: msgspec.structs.FieldInfo) -> str:
-    """The value a field has when nothing is written."""
-    if field.required:
-        return "required"
-    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-    if value is None or value == "":
-        return "unset"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, Enum):
-        value = value.value
-    return f"`{value}`"
-
-
 def main() -> int:
-    """Write the page, or with --check only say whether it is up to date."""
-    parser = argparse.ArgumentParser(description="Write docs/configuration.md from the typed configuration.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
+    """Write the pages, or with --check only say whether they are up to date."""
+    parser = argparse.ArgumentParser(description="Write the parts of docs/ that follow from types.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
     check = parser.parse_args().check
-    page = render_reference()
-    if REFERENCE.exists() and REFERENCE.read_text(encoding="utf-8") == page:
-        print(f"{REFERENCE} is up to date")
-        return 0
-    if check:
-        print(f"{REFERENCE} is out of date: run python -m scripts.generate_docs", file=sys.stderr)
-        return 1
-    REFERENCE.write_text(page, encoding="utf-8")
-    print(f"wrote {REFERENCE}")
-    return 0
+    pages = render_pages()
+    stale = [file for file, page in pages.items() if not file.exists() or file.read_text(encoding="utf-8") != page]
+    for file in stale:
+        if check:
+            print(f"{file} is out of date: run python -m scripts.generate_docs", file=sys.stderr)
+        else:
+            file.write_text(pages[file], encoding="utf-8")
+            print(f"wrote {file}")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":
