@@ -122,11 +122,9 @@ class Scheduler:
         """The next step, or None when there is nothing to compute now."""
         assert self._in_flight is None, "the result of the last plan has not been seen"
         scheduled: list[ScheduledSequence] = []
-        num_preemptions = self._totals.preemptions
         budget = self._continue_running(scheduled, now)
         new_sequences: list[NewSequence] = []
-        if self._waiting and self._totals.preemptions == num_preemptions:
-            budget = self._admit_waiting(scheduled, new_sequences, budget, now)
+        budget = self._admit_waiting(scheduled, new_sequences, budget, now)
         if not scheduled:
             return None
         self._totals.steps += 1
@@ -155,9 +153,8 @@ class Scheduler:
             if new_block_ids is not None:
                 scheduled.append(ScheduledSequence(sequence.sequence_id, start, 1, new_block_ids, True))
                 budget -= 1
-        for sequence in catching_up:
-            if budget and sequence.status is SequenceStatus.RUNNING:
-                budget -= self._schedule_chunk(sequence, scheduled, [], budget)
+        for sequence in catching_up:  # still there: who is preempted comes later than all looked at so far
+            budget -= self._schedule_chunk(sequence, scheduled, [], budget)
         return budget
 
     def _grow(self, sequence: Sequence, now: float) -> list[int] | None:
@@ -247,7 +244,7 @@ class Scheduler:
         self._num_uncomputed += 1
         self._totals.output_tokens += 1
         finish = None
-        if index >= sampling.min_tokens and token.token_id in sequence.ending_token_ids:
+        if token.token_id in sequence.ending_token_ids:  # never sampled below `min_tokens`
             finish = FinishReason.STOP
         elif index + 1 == sampling.max_tokens:
             finish = FinishReason.LENGTH

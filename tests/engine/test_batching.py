@@ -64,10 +64,45 @@ def test_a_batch_larger_than_the_budget_joins_over_several_steps(settings: dict[
     world.assert_idle()
 
 
-def test_a_static_batch_pays_for_its_longest() -> None:
+@pytest.mark.parametrize("settings", [static(2), dynamic(2)])
+def test_the_place_of_one_that_was_aborted_is_not_taken(settings: dict[str, object]) -> None:
+    world = ChainWorld(max_batched_tokens=2, **settings)
+    world.add(generate("a", [1, 2], max_tokens=4))
+    world.add(generate("b", [3, 4], max_tokens=4))
+    assert scheduled_ids(world, 0.0) == [1]
+    world.abort("b")
+    assert scheduled_ids(world, 0.0) == [1]
+    world.add(generate("late", [5], max_tokens=1))
+    assert scheduled_ids(world, 0.0) == [1]
+
+
+@pytest.mark.parametrize("settings", [static(2), dynamic(2)])
+def test_who_finds_no_blocks_joins_the_next_batch(settings: dict[str, object]) -> None:
+    world = ChainWorld(engine_info(num_blocks=7), **settings)
+    world.add(generate("a", [1, 2, 3], max_tokens=1), now=0.0)
+    world.add(generate("b", [4] * 9, max_tokens=1), now=0.0)
+    world.add(generate("c", [5], max_tokens=4), now=0.0)
+    world.add(generate("d", [6], max_tokens=4), now=0.0)
+    assert scheduled_ids(world, 0.0) == [1]
+    assert scheduled_ids(world, 0.0) == [2, 3]
+
+
+@pytest.mark.parametrize("settings", [static(3), dynamic(3)])
+def test_a_closed_batch_stays_closed_when_blocks_get_free(settings: dict[str, object]) -> None:
+    world = ChainWorld(engine_info(num_blocks=5), **settings)
+    world.add(generate("a", [1, 2, 3], max_tokens=1), now=0.0)
+    world.add(generate("b", [4], max_tokens=4), now=0.0)
+    world.add(generate("c", [5, 5, 5], max_tokens=1), now=0.0)
+    assert scheduled_ids(world, 0.0) == [1, 2]
+    assert [scheduled_ids(world, 0.0) for _ in range(3)] == [[2], [2], [2]]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_static_batch_pays_for_its_longest(order: str) -> None:
     world = ChainWorld(**static(2))
-    world.add(generate("a", [1, 2, 3, 4, 5], max_tokens=1))
-    world.add(generate("b", [6, 7], max_tokens=4))
+    requests = {"a": generate("a", [1, 2, 3, 4, 5], max_tokens=1), "b": generate("b", [6, 7], max_tokens=4)}
+    for name in order:
+        world.add(requests[name])
     world.run()
     assert [plan.num_padding_tokens for plan in world.plans] == [3, 1, 1, 1]
     assert [plan.num_tokens for plan in world.plans] == [10, 2, 2, 2]

@@ -150,6 +150,8 @@ def test_the_last_to_arrive_is_preempted_and_goes_on_where_it_was() -> None:
     resent = [new for plan in world.plans for new in plan.new_sequences if new.sequence_id == 2][1]
     assert (resent.token_ids[:3], resent.num_prompt_tokens) == ([4, 5, 6], 3)
     assert len(resent.token_ids) == 5
+    load = world.scheduler.load()
+    assert (load.num_prompt_tokens, load.num_output_tokens) == (6, 10)
     world.assert_idle()
 
 
@@ -162,6 +164,17 @@ def test_a_more_urgent_late_comer_preempts_the_less_urgent() -> None:
     assert list(world.finish) == ["b", "a"]
     assert world.scheduler.load().num_preemptions == 1
     assert world.read["a"] == chain_output(generate("a", [1, 2, 3], max_tokens=5))[0]
+
+
+def test_prompt_logprobs_start_again_after_preemption() -> None:
+    """`b` is preempted with half of its prompt computed, by `a`, which is more urgent."""
+    world = ChainWorld(engine_info(num_blocks=6), max_batched_tokens=2)
+    world.add(generate("a", [1, 2, 3], max_tokens=7, priority=0))
+    world.step()
+    world.add(generate("b", [4, 5, 6, 7, 8, 9], max_tokens=1, priority=1, prompt_logprobs=0))
+    world.run()
+    assert world.scheduler.load().num_preemptions == 1
+    assert [len(chunk.prompt_logprobs or []) for chunk in world.chunks["b"]] == [6]
 
 
 def test_admission_leaves_a_spare_block_for_each_running_sequence() -> None:
@@ -295,6 +308,16 @@ def test_logits_that_are_not_finite_end_their_sequence_only() -> None:
     assert world.chunks["bad"][0].error == "logits are not finite"
     world.run()
     assert world.read["good"] == chain_output(generate("good", [4, 5, 6], max_tokens=4))[0]
+
+
+def test_blocks_of_a_sequence_with_broken_logits_are_not_shared() -> None:
+    world = ChainWorld(max_batched_tokens=2)
+    world.add(generate("bad", [1, 2, 3], max_tokens=4))
+    world.step()
+    plan = world.scheduler.schedule(0.0)
+    assert plan is not None
+    world.take(world.scheduler.update(StepResult(plan.step, [SampledToken(1, 0, error="logits are not finite")])))
+    world.executor.execute(plan)
     world.add(generate("again", [1, 2, 3], max_tokens=1))
     world.run()
     assert world.chunks["again"][0].num_cached_tokens == 0
