@@ -7,6 +7,7 @@ answer counts as whole only if it ended with `[DONE]` and no error event.
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -43,9 +44,8 @@ class _Streamed(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._head)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        self._transport.write(self._head)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()

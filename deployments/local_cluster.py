@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -49,12 +48,14 @@ def local_ray(config: MantaConfig, address: str | None) -> Iterator[None]:
 
 def start_serve(config: MantaConfig) -> None:
     """Serve without a proxy, unless the config asks for one: then the proxy has the gateway's host and port."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     gateway = config.gateway
-    if gateway.edge is Edge.PROXY:
-        http: dict[str, Any] = {"host": gateway.host, "port": gateway.port}
-    else:
-        http = {"location": "NoServer"}
-    serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
+    proxied = gateway.edge is Edge.PROXY
+    serve.start(
+        proxy_location="EveryNode" if proxied else "Disabled",
+        http_options={"host": gateway.host, "port": gateway.port} if proxied else None,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
 
 
 def stop_app() -> None:
@@ -79,13 +80,3 @@ def router_status(timeout_s: float = 5.0) -> dict[str, Any] | None:
     except (ValueError, ray.exceptions.RayError):
         return None
     return status
-
-
-def wait_until(condition: Any, timeout_s: float, every_s: float = 0.1) -> bool:
-    """Poll `condition` until it is true; False when the time is over."""
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(every_s)
-    return False

@@ -48,12 +48,12 @@ class ReplicaDeployment:
     def _start_engine(self) -> Any:
         from engine.startup import start_engine  # imports torch, which the process that builds the app never needs
 
-        share = self._cores()
         note = self._router.note_phase.remote
         return start_engine(
             self._model.location,
             self._model.engine,
-            cores=share,
+            cores=self._cores(),
+            num_replicas=sum(model.replicas for model in self._config.models),
             progress=lambda phase, seconds: note(self._replica_id, phase, seconds),
         )
 

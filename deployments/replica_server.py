@@ -54,8 +54,9 @@ class ReplicaServer:
         self._reported: tuple[int, int] = (-1, -1)
         self._heartbeat: asyncio.Task[None] | None = None
 
-    async def listen(self, host: str) -> int:
-        return await self._server.listen(host)
+    async def listen(self, host: str, port: int = 0) -> int:
+        """Returns the port (0: any free one)."""
+        return await self._server.listen(host, port)
 
     def announce(self, info: ReplicaInfo, load: EngineLoad) -> None:
         """The engine is ready: from now on the router may know."""

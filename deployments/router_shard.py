@@ -68,9 +68,9 @@ class RouterShard:
         self._server = FrameServer(ToRouter, secret, self._accept)
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self, host: str) -> int:
-        """Listen on `host`; returns the port."""
-        port = await self._server.listen(host)
+    async def start(self, host: str, port: int = 0) -> int:
+        """Listen; returns the port (0: any free one)."""
+        port = await self._server.listen(host, port)
         self._ticker = asyncio.create_task(self._tick())
         return port
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 from ray import serve
+from ray.serve import RunTarget
 from ray.serve.schema import ApplicationStatus
 from rich.console import Console
 
@@ -51,13 +52,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             start_serve(config)
             progress.say("starting the app")
-            serve.run(
-                build_app(config),
-                name=APP_NAME,
-                blocking=False,
-                _local_testing_mode=False,
-                wait_for_ingress_deployment_creation=False,
-            )
+            serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
             if not _wait_ready(config, progress, stop, args.start_timeout):
                 return 130
             _greet(config, progress)
@@ -65,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
                 pass
         finally:
             progress.say("stopping")
-            stop_app()
+            if args.address is not None:
+                stop_app()  # a cluster of our own ends with everything on it
     progress.say("stopped")
     return 0
 

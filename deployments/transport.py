@@ -9,7 +9,7 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from cluster.frames import Challenge, Frame, FrameDecoder, FrameError, Hello, encode, prove, proven
 
@@ -37,9 +37,8 @@ class FrameConnection(asyncio.Protocol):
         self._handler: FrameHandler | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        sock = transport.get_extra_info("socket")
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        sock = self._transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

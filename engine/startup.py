@@ -46,7 +46,7 @@ class Phases:
             self._progress(name, 0.0)
         started = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
+        self.seconds[name] = max(0.001, round(time.perf_counter() - started, 3))  # 0 means that it has only begun
         log.info("%s took %.1f s", name, self.seconds[name])
         if self._progress is not None:
             self._progress(name, self.seconds[name])
