@@ -142,9 +142,7 @@ class EngineLoop:
         scheduler = self._core.scheduler
         now = self._clock()
         chunks = [chunk for order in self._orders for chunk in order(now)]
-        self._orders.clear()
-        chunks += scheduler.fail_all(str(self._dead))
-        self._on_step(chunks, scheduler.load())
+        self._on_step(chunks + scheduler.fail_all(str(self._dead)), scheduler.load())
 
     def _tell_death(self) -> None:
         if self._dead is not None and not self._closing:

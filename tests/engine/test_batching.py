@@ -106,6 +106,10 @@ def test_a_static_batch_pays_for_its_longest(order: str) -> None:
     world.run()
     assert [plan.num_padding_tokens for plan in world.plans] == [3, 1, 1, 1]
     assert [plan.num_tokens for plan in world.plans] == [10, 2, 2, 2]
+    world.add(generate("c", [8], max_tokens=1))
+    world.add(generate("d", [9, 10], max_tokens=1))
+    world.run()
+    assert [plan.num_padding_tokens for plan in world.plans[4:]] == [1]
 
 
 def test_padding_shares_the_token_budget() -> None:
