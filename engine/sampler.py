@@ -155,7 +155,7 @@ def _best_of_float32(logits: torch.Tensor) -> IntArray:
 def _best_of_bfloat16(logits: torch.Tensor) -> IntArray:
     """Without a float32 copy, which costs more than the search: positive numbers are ordered as their bits are."""
     bits = logits.view(torch.int16).numpy()
-    token_ids = bits.argmax(axis=1)
+    token_ids: IntArray = bits.argmax(axis=1)
     best = bits[np.arange(len(token_ids)), token_ids]
     lowest = bits.view(np.uint16).max(axis=1)
     sure = (best > 0) & (best < _BF16_INFINITY) & (lowest < _BF16_MINUS_INFINITY)
