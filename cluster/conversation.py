@@ -17,6 +17,7 @@ from cluster.served_model import ServedModel
 from cluster.tokenizer import Tokenizer
 
 _OFF_LOOP_CHARS = 4096  #: longer conversations are rendered in a thread
+_MAX_DEPTH = 16
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +56,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
                 "no_chat_template",
             )
         messages = [_plain(message, index) for index, message in enumerate(self.messages)]
-        texts = list(_texts(messages)) + list(_texts(self.variables))
+        texts = _texts(messages, "messages") + _texts(self.variables, "chat_template_kwargs")
         marker = unused_marker(texts)
         arguments = (template, model.tokenizer, messages, marker)
         if sum(map(len, texts)) > _OFF_LOOP_CHARS:
@@ -120,15 +121,24 @@ def _content(content: str | list[ContentPart], where: str) -> str:
     return "\n".join(part.text or "" for part in content)
 
 
-def _texts(value: Any) -> "list[str]":
-    """Every text inside a value."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        return [text for item in value for text in _texts(item)]
-    return []
+def _texts(value: Any, param: str) -> list[str]:
+    """Every text inside a value; InvalidRequest where it is nested too deep for a template."""
+    texts: list[str] = []
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                texts.append(item)
+            elif isinstance(item, dict):
+                texts += item
+                deeper += item.values()
+            elif isinstance(item, list):
+                deeper += item
+        if not deeper:
+            return texts
+        level = deeper
+    raise InvalidRequest(f"`{param}` is nested deeper than {_MAX_DEPTH} levels.", param)
 
 
 def _marked(value: Any, tokenizer: Tokenizer, marker: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from cluster.tokenizer import TokenAlphabet, Tokenizer
 
 _CONTEXT_TOKENS = 8  #: of the prompt, so that an opaque decoder joins the first word rightly
+_MAX_WAITING_TOKENS = 16  #: no character has more parts; what is not whole by then never will be
 _REPLACEMENT = "\ufffd"
 
 
@@ -62,7 +63,8 @@ class _WindowDecoder:
         self._ids.append(token_id)
         before = self._text(self._ids[self._start : self._read])
         after = self._text(self._ids[self._start :])
-        if len(after) <= len(before) or after.endswith(_REPLACEMENT):
+        unfinished = after.endswith(_REPLACEMENT) and len(self._ids) - self._read < _MAX_WAITING_TOKENS
+        if len(after) <= len(before) or unfinished:
             return ""
         self._start, self._read = self._read, len(self._ids)
         return after[len(before) :]

@@ -26,7 +26,10 @@ Identify = Callable[[Scope], Principal]
 
 
 class RequestIds:
-    """Every answer carries `X-Request-Id`: the client's own when it is short visible ASCII, else a new one."""
+    """Every answer carries `X-Request-Id`: the client's own when it is short visible ASCII, else a new one.
+
+    Notes in `scope["answer_begun"]` that it is too late for an error status.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,6 +44,7 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["answer_begun"] = True
                 message["headers"] = [*message.get("headers", ()), extra]
             await send(message)
 
@@ -56,15 +60,8 @@ class Errors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        begun = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            return await self._app(scope, receive, watched_send)
+            return await self._app(scope, receive, send)
         except ClientLeft:
             return None
         except (ReaderStalled, OSError) as error:
@@ -72,7 +69,7 @@ class Errors:
             return None
         except Exception as error:
             answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
-            if begun:
+            if scope.get("answer_begun"):
                 logger.error("an answer broke off: %s", answer)
                 raise
         return await send_json(send, answer.status, msgspec.json.encode(answer.body()), error_headers(answer))

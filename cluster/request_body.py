@@ -30,9 +30,12 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 def convert_fields(fields: Mapping[str, Any], type_: type[T]) -> T:
     """The same for fields given in Python."""
     try:
+        msgspec.json.encode(fields)
         return msgspec.convert(fields, type_)
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error), fields) from None
+    except (UnicodeEncodeError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"The fields cannot be written as JSON: {error}", code="invalid_json") from None
 
 
 def shown(value: object) -> str:

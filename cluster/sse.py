@@ -82,9 +82,14 @@ class _Writer:
         body = b"".join(self._waiting)
         self._waiting.clear()
         self._num_bytes = 0
+        steps: Any = self._send({"type": "http.response.body", "body": body, "more_body": True}).__await__()
+        try:
+            future = steps.send(None)
+        except StopIteration:
+            return  # taken at once: the usual case needs no timer
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+                await _Rest(steps, future)
         except TimeoutError:
             raise ReaderStalled from None
 
@@ -105,17 +110,36 @@ class _FlushBeforeWaiting(Generic[T]):
         steps: Any = self._awaitable.__await__()
         try:
             future = steps.send(None)
-            try:
-                yield from self._flush().__await__()
-            except BaseException as error:
-                future = steps.throw(error)
-            while True:
-                try:
-                    value = yield future
-                except BaseException as error:
-                    future = steps.throw(error)
-                else:
-                    future = steps.send(value)
         except StopIteration as done:
             result: T = done.value
             return result
+        try:
+            yield from self._flush().__await__()
+        except BaseException as error:
+            future = steps.throw(error)  # which ends the coroutine, or it cleans up and waits for this
+        return (yield from _rest(steps, future))
+
+
+class _Rest:
+    """Awaits the rest of a coroutine whose first step gave this future."""
+
+    __slots__ = ("_future", "_steps")
+
+    def __init__(self, steps: Any, future: Any) -> None:
+        self._steps, self._future = steps, future
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return _rest(self._steps, self._future)
+
+
+def _rest(steps: Any, future: Any) -> Generator[Any, Any, Any]:
+    try:
+        while True:
+            try:
+                value = yield future
+            except BaseException as error:
+                future = steps.throw(error)
+            else:
+                future = steps.send(value)
+    except StopIteration as done:
+        return done.value

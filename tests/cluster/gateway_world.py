@@ -114,8 +114,7 @@ async def live_server(app: ASGIApp) -> AsyncIterator[str]:
     server = uvicorn.Server(settings)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.started)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
@@ -126,5 +125,5 @@ async def live_server(app: ASGIApp) -> AsyncIterator[str]:
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Wait for something that happens elsewhere."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # what it waits for knows of no event
             await asyncio.sleep(0.002)
