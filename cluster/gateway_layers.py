@@ -64,14 +64,13 @@ class Errors:
             return await self._app(scope, receive, send)
         except ClientLeft:
             return None
-        except (ReaderStalled, OSError) as error:
-            logger.info("cut off a stream: %s", type(error).__name__)
-            return None
         except Exception as error:
-            answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
             if scope.get("answer_begun"):
-                logger.error("an answer broke off: %s", answer)
-                raise
+                if not isinstance(error, ReaderStalled | OSError):
+                    raise
+                logger.info("cut off a stream: %s", type(error).__name__)
+                return None
+            answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
         return await send_json(send, answer.status, msgspec.json.encode(answer.body()), error_headers(answer))
 
 

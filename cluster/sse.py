@@ -108,16 +108,18 @@ class _FlushBeforeWaiting(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         steps: Any = self._awaitable.__await__()
+        result: T
         try:
             future = steps.send(None)
         except StopIteration as done:
-            result: T = done.value
+            result = done.value
             return result
         try:
             yield from self._flush().__await__()
         except BaseException as error:
             future = steps.throw(error)  # which ends the coroutine, or it cleans up and waits for this
-        return (yield from _rest(steps, future))
+        result = yield from _rest(steps, future)
+        return result
 
 
 class _Rest:
