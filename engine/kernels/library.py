@@ -56,11 +56,10 @@ def _load(choice: str) -> Kernels | None:
         log.warning("no CPU kernels for %s %s: using torch's own", platform.system(), platform.machine())
         return None
     try:
-        path = build()
-    except KernelBuildError as error:
+        return open_library(str(build()))
+    except (KernelBuildError, OSError) as error:
         log.warning("using torch's own operations, which are slower: %s", error)
         return None
-    return open_library(str(path))
 
 
 def open_library(path: str) -> Kernels:
@@ -84,4 +83,6 @@ _SIGNATURES = {
     "manta_best_isa": "",
     "manta_pack_weight": "pplll",
     "manta_linear": "iipppplllli",
+    "manta_write_kv": "ipppppllliii",
+    "manta_attention": "iiippppppppllliiiiffi",
 }

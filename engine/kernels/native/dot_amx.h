@@ -31,7 +31,7 @@ class DotAmx {
                 if (rows <= 16)
                     one_by_two(o, a, b, c + block * kBlock);
                 else
-                    two_by_two(o, a, b, c + block * kBlock, row);
+                    two_by_two(o, a, b, c + block * kBlock, row, o.next ? o.next + block * o.stride : nullptr);
             }
         }
     }
@@ -107,7 +107,8 @@ class DotAmx {
         _tile_stored(1, c + 16, ldc);
     }
 
-    static void two_by_two(const Operands<bf16>& o, const bf16* a, const bf16* b, float* c, int row) {
+    static void two_by_two(const Operands<bf16>& o, const bf16* a, const bf16* b, float* c, int row,
+                           const bf16* next_b) {
         const int64_t ldc = o.ldc * 4;
         float* lower = c + 16 * o.ldc;
         if (o.accumulate) {
@@ -123,9 +124,11 @@ class DotAmx {
         }
         // The rows share the work of fetching the B that comes next: `lines` of its 32 cache lines a step.
         const int tiles = (o.rows + 31) / 32, lines = (32 + tiles - 1) / tiles;
-        const char* next = o.next ? reinterpret_cast<const char*>(o.next) + int64_t(row / 32) * o.steps * lines * 64
-                                  : nullptr;
-        const char* end = next ? reinterpret_cast<const char*>(o.next) + int64_t(o.steps) * kStep * 2 : nullptr;
+        const char *next = nullptr, *end = nullptr;
+        if (next_b) {
+            next = reinterpret_cast<const char*>(next_b) + int64_t(row / 32) * o.steps * lines * 64;
+            end = reinterpret_cast<const char*>(next_b + int64_t(o.steps) * kStep);
+        }
         for (int step = 0; step < o.steps; ++step, a += kBlock, b += kStep) {
             for (int i = 0; i < lines && next < end; ++i, next += 64) _mm_prefetch(next, _MM_HINT_T1);
             _tile_loadd(6, b, 128);

@@ -12,7 +12,7 @@ namespace {
 
 // Above kFewRows the rows are the larger operand: then inputs are cut so that kDepth steps of one block of weights stay
 // in the first-level cache while kRowChunk rows of inputs, in the second-level cache, pass over kBlockChunk blocks.
-constexpr int kFewRows = 32, kDepth = 16, kRowChunk = 512, kBlockChunk = 8;
+constexpr int kFewRows = 32, kDepth = 8, kRowChunk = 576, kPairChunk = 4;
 
 struct Job {
     int threads;
@@ -70,20 +70,26 @@ template <class Dot>
 void many_rows(const Job& job, int64_t first, int64_t last) {
     Dot dot;
     static thread_local std::vector<float> sums;
-    sums.resize(kRowChunk * kBlock * kBlockChunk);
-    for (int64_t row = 0; row < job.m; row += kRowChunk) {
-        const int64_t rows = std::min<int64_t>(kRowChunk, job.m - row);
-        for (int64_t from = first; from < last; from += kBlockChunk) {
-            const int64_t to = std::min<int64_t>(last, from + kBlockChunk);
+    const int64_t chunks = (job.m + kRowChunk - 1) / kRowChunk, chunk = round_up((job.m + chunks - 1) / chunks, 32);
+    const int64_t pair_sums = chunk * 2 * kBlock;
+    sums.resize(pair_sums * kPairChunk);
+    for (int64_t row = 0; row < job.m; row += chunk) {
+        const int64_t rows = std::min<int64_t>(chunk, job.m - row);
+        for (int64_t from = first; from < last; from += 2 * kPairChunk) {
+            const int64_t to = std::min<int64_t>(last, from + 2 * kPairChunk);
             for (int64_t step = 0; step < job.steps; step += kDepth) {
                 const int64_t steps = std::min<int64_t>(kDepth, job.steps - step);
-                for (int64_t block = from; block < to; ++block) {
-                    float* c = &sums[(block - from) * kRowChunk * kBlock];
-                    const bf16* next = block + 1 < to ? job.panel(block + 1, step) : job.panel(from, step + steps);
-                    if (block + 1 == to && step + steps == job.steps) next = nullptr;
-                    dot.run({job.input + row * job.lda + step * kBlock, job.lda, int(rows), job.panel(block, step), 0,
-                             1, int(steps), c, kBlock, step > 0, next});
-                    if (step + steps == job.steps) finish(job, c, kBlock, row, rows, block);
+                const bool done = step + steps == job.steps;
+                for (int64_t block = from; block < to; block += 2) {
+                    float* c = &sums[(block - from) / 2 * pair_sums];
+                    const int blocks = block + 1 < to ? 2 : 1;
+                    const bf16* next = nullptr;
+                    if (block + 3 < to) next = job.panel(block + 2, step);
+                    if (block + 2 >= to && !done && blocks == 2) next = job.panel(from, step + steps);
+                    dot.run({job.input + row * job.lda + step * kBlock, job.lda, int(rows), job.panel(block, step),
+                             job.steps * kStep, blocks, int(steps), c, 2 * kBlock, step > 0, next});
+                    for (int i = 0; done && i < blocks; ++i)
+                        finish(job, c + i * kBlock, 2 * kBlock, row, rows, block + i);
                 }
             }
         }

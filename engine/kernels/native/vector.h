@@ -30,18 +30,32 @@ inline Vec splat(float x) { return Vec{} + x; }
 
 inline Vec select(VecI mask, Vec a, Vec b) { return (Vec)(((VecI)a & mask) | ((VecI)b & ~mask)); }
 
-inline Vec maximum(Vec a, Vec b) { return select((VecI)(a > b), a, b); }
+inline Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select((VecI)(a > b), a, b);
+#endif
+}
 
 inline float horizontal_max(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float m = v[0];
     for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
     return m;
+#endif
 }
 
 inline float horizontal_sum(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float s = 0;
     for (int i = 0; i < kLanes; ++i) s += v[i];
     return s;
+#endif
 }
 
 // e^x to about 2e-7 relative; 0 below the smallest normal, so exp(-inf) is 0.
@@ -81,9 +95,15 @@ inline bf16 to_bf16(float f) {
 }
 
 inline Vec load(const bf16* p) {
+#if defined(__AVX512F__)
+    __m256i half;
+    std::memcpy(&half, p, sizeof half);
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
     VecU bits;
     for (int i = 0; i < kLanes; ++i) bits[i] = uint32_t(p[i]) << 16;
     return (Vec)bits;
+#endif
 }
 
 inline void store(bf16* p, Vec v) {
