@@ -10,11 +10,10 @@ class StopStrings:
     counts, of those that end together the longest; so it does not matter in which pieces the text comes.
     """
 
-    __slots__ = ("_held", "_longest", "_stops", "found")
+    __slots__ = ("_held", "_stops", "found")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.found: str | None = None
 
@@ -53,8 +52,11 @@ class StopStrings:
 
     def _num_held(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
+        held = 0
+        for stop in self._stops:
+            at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            while at != -1 and not stop.startswith(text[at:]):
+                at = text.find(stop[0], at + 1)
+            if at != -1:
+                held = max(held, len(text) - at)
+        return held

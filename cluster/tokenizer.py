@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from cluster.literal_pattern import any_of
 from engine.errors import BadCheckpoint
 
 _OFF_LOOP_CHARS = 4096  #: longer texts are encoded in a thread (`encode_batch_fast` lets go of the GIL)
@@ -38,8 +39,7 @@ class Tokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        texts = {token.content for token in added.values() if token.special and token.content}
-        self._special_text = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+        self._special_text = any_of(token.content for token in added.values() if token.special and token.content)
         self.alphabet = _alphabet(json.loads(tokenizer_json).get("decoder"))
         self._bytes: dict[int, bytes] = {}
 
