@@ -34,7 +34,8 @@ class NativeAttention:
         key, value = _dense_heads(key), _dense_heads(value)
         self._library.manta_write_kv(
             _is_bf16(key), key.data_ptr(), value.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(),
-            slot_mapping.data_ptr(), num_tokens, key.stride(0), value.stride(0), num_heads, key_cache.shape[2], head_dim,
+            slot_mapping.data_ptr(), num_tokens, key.stride(0), value.stride(0), num_heads, key_cache.shape[2],
+            head_dim,
         )  # fmt: skip
 
     def paged_attention(

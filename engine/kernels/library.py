@@ -83,6 +83,8 @@ _SIGNATURES = {
     "manta_best_isa": "",
     "manta_pack_weight": "pplll",
     "manta_linear": "iipppplllli",
+    "manta_rms_norm": "iippplllfi",
+    "manta_rotary": "iipppplllll",
     "manta_write_kv": "ipppppllliii",
     "manta_attention": "iiippppppppllliiiiffi",
 }
