@@ -104,8 +104,9 @@ def fit_model_len(config: EngineConfig, *, model_limit: int, num_blocks: int) ->
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy's zeros come from calloc: pages are taken when a block is first used, not at start-up.
+    # numpy asks for huge pages. Zeroing touches them all now, with all threads: a page's first use is dear, and memory
+    # that is not there should be missed at the start.
     num_bytes = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(num_bytes + _CACHE_LINE, dtype=np.uint8)
+    memory = np.empty(num_bytes + _CACHE_LINE, dtype=np.uint8)
     skip = -memory.ctypes.data % _CACHE_LINE
-    return torch.from_numpy(memory[skip : skip + num_bytes]).view(dtype).view(shape)
+    return torch.from_numpy(memory[skip : skip + num_bytes]).zero_().view(dtype).view(shape)
