@@ -1,5 +1,6 @@
 """The layers around the gateway's routes, outermost first as `cluster.gateway.build_gateway` lists them."""
 
+import asyncio
 import logging
 import math
 import re
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.errors import ApiError
 from cluster.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.http_exchange import ClientLeft, Header, header, send_json
+from cluster.http_listener import ABORT
 from cluster.serving import Principal
 from cluster.sse import ReaderStalled
 
@@ -69,7 +71,7 @@ class Errors:
                 if not isinstance(error, ReaderStalled | OSError):
                     raise
                 logger.info("cut off a stream: %s", type(error).__name__)
-                return None
+                return await _drop_connection(scope)
             answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
         return await send_json(send, answer.status, msgspec.json.encode(answer.body()), error_headers(answer))
 
@@ -99,6 +101,14 @@ def error_headers(error: ApiError) -> list[Header]:
     if retry_after_s is None and error.status == 503:
         retry_after_s = _RETRY_AFTER_S
     return [] if retry_after_s is None else [(b"retry-after", b"%d" % max(1, math.ceil(retry_after_s)))]
+
+
+async def _drop_connection(scope: Scope) -> None:
+    """Where the server can: merely closing would wait for the client to read what is buffered."""
+    abort = scope.get("extensions", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await asyncio.sleep(0)  # lets the server see that the connection is gone
 
 
 def _from_router(error: HTTPException, scope: Scope) -> ApiError:

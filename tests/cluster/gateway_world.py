@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from cluster.config import GatewayConfig
 from cluster.gateway import build_gateway
 from cluster.generation import Generator, RequestContext
+from cluster.http_listener import listener_settings
 from cluster.served_model import ServedModel
 from engine.config import EngineInfo
 from engine.request import GenerateRequest, TokenChunk
@@ -107,11 +108,10 @@ async def local_generator(**facts: Any) -> AsyncIterator[LocalGenerator]:
 
 @asynccontextmanager
 async def live_server(app: ASGIApp) -> AsyncIterator[str]:
-    """The app behind uvicorn on 127.0.0.1; gives its address."""
+    """The app behind our listener on 127.0.0.1; gives its address."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    settings = uvicorn.Config(app, http="httptools", lifespan="off", log_level="warning", ws="none")
-    server = uvicorn.Server(settings)
+    server = uvicorn.Server(listener_settings(app))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         await until(lambda: server.started)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -115,9 +114,9 @@ async def test_a_stalled_reader_is_cut_and_the_work_freed() -> None:
     async def events() -> AsyncGenerator[Event, None]:
         nonlocal closed
         try:
-            for number in range(100):
+            while True:
                 await asyncio.sleep(0)
-                yield event(number)
+                yield event(0)
         finally:
             await asyncio.sleep(0)  # freeing work may itself wait
             closed = True
@@ -221,28 +220,3 @@ async def test_a_client_that_leaves_frees_a_real_engine() -> None:
         assert generator.load is not None
         assert generator.info is not None
         assert generator.load.free_blocks == generator.info.num_blocks
-
-
-async def test_a_reader_that_stops_is_cut_without_holding_the_engine() -> None:
-    """B1: the socket's buffers fill, the gateway keeps 64 KiB, the engine goes on, after the limit the work ends."""
-    produced = 0
-
-    async def script(request: GenerateRequest) -> AsyncIterator[TokenChunk]:
-        nonlocal produced
-        while True:
-            yield TokenChunk(request.request_id, 0, produced, [70] * 2000)
-            produced += 2000
-            await asyncio.sleep(0)
-
-    generator = ScriptedGenerator(script)
-    async with live_server(gateway(generator, stream_stall_s=0.2)) as url:
-        with socket.socket() as client_socket:
-            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client_socket.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
-            client_socket.setblocking(False)
-            body = json.dumps(BODY).encode()
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            client_socket.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            await until(lambda: generator.num_open == 1)
-            await until(lambda: generator.num_open == 0, timeout_s=20.0)
-    assert produced > 0
