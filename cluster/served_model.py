@@ -57,10 +57,10 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None = None
     defaults: GenerationDefaults = GenerationDefaults()
-    created: int = 0  #: seconds since 1970, for `/v1/models`
+    created: int = 0  #: seconds since 1970, for `/v1/models`: when the tokenizer's file was written
 
     @classmethod
-    def load(cls, name: str, location: str, created: int = 0) -> "ServedModel":
+    def load(cls, name: str, location: str) -> "ServedModel":
         """From a local directory or a hub id; BadCheckpoint names the file and the remedy."""
         directory = Path(location) if Path(location).is_dir() else _download(location)
         tokenizer = Tokenizer.load(directory)
@@ -69,7 +69,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
             tokenizer=tokenizer,
             chat_template=_load_chat_template(directory, tokenizer),
             defaults=GenerationDefaults.load(directory),
-            created=created,
+            created=int((directory / "tokenizer.json").stat().st_mtime),
         )
 
 

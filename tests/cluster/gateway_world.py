@@ -61,7 +61,7 @@ def model_directory() -> Path:
 
 @functools.cache
 def served_model() -> ServedModel:
-    return ServedModel.load(MODEL, str(model_directory()), created=1_700_000_000)
+    return ServedModel.load(MODEL, str(model_directory()))
 
 
 class ScriptedGenerator:

@@ -117,3 +117,22 @@ async def test_the_connection_of_a_stalled_reader_is_dropped() -> None:
                     received += part
     assert produced > 0
     assert not received.endswith(b"0\r\n\r\n")
+
+
+async def test_closing_the_sending_half_gives_up_the_request() -> None:
+    async def waiting(request: GenerateRequest) -> AsyncIterator[TokenChunk]:
+        yield TokenChunk(request.request_id, 0, 0, [70])
+        await asyncio.Event().wait()
+
+    generator = ScriptedGenerator(waiting)
+    async with live_server(gateway(generator)) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        body = json.dumps({"model": MODEL, "prompt": "Hi", "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await reader.readuntil(b"data: ")
+        assert generator.num_open == 1
+        writer.write_eof()
+        await until(lambda: generator.num_open == 0)
+        assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        writer.close()
