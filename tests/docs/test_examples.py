@@ -5,32 +5,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from tests.docs.doc_examples import Example, find_examples
+from tests.e2e.live_server import LiveServer
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = [example for page in ("api.md", "quickstart.md") for example in find_examples(ROOT / "docs" / page)]
 
 
-class LiveServer(Protocol):
-    """A served model: where it is, what it is called, and the Ray cluster it runs on."""
-
-    url: str
-    model: str
-    ray_address: str
-
-
 def run_example(example: Example, server: LiveServer) -> subprocess.CompletedProcess[str]:
     interpreter = {"bash": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[example.language]
-    scripts = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-        "RAY_ADDRESS": server.ray_address,
-    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cluster = {"RAY_ADDRESS": server.ray_address, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+    environment = {**os.environ, "PATH": path, **cluster}
     return subprocess.run(
         interpreter,
         input=example.code_for(server.url, server.model),
