@@ -22,8 +22,11 @@ _DESCRIPTION = """The OpenAI API for the models served here, with the fields tha
 
 Every answer carries `X-Request-Id` (yours, if you send one). Errors have the OpenAI error body. Fields that are not
 listed are refused with `unknown_parameter`; those marked as ignored are accepted for compatibility. Of a key given
-twice the last value counts. A stream that fails ends with an event `{"error": ...}` instead of `[DONE]`; each event's
-`id` is `<request>:<index of its last token>`. A client that closes its connection, or the sending half of it, gives up the request: its work is freed within a step.
+twice the last value counts.
+
+A stream that fails ends with an event `{"error": ...}` instead of `[DONE]`; each event's `id` is
+`<request>:<index of its last token>`. A client that closes its connection, or the sending half of it, gives up the
+request: its work is freed within a step.
 """
 
 
