@@ -7,11 +7,21 @@ import msgspec
 import openai
 import pytest
 import pytest_asyncio
+from transformers import PreTrainedTokenizerFast
 
 from cluster.served_model import GenerationDefaults
 from engine.chain_executor import next_chain_token
 from engine.request import GenerateRequest
-from tests.cluster.gateway_world import MODEL, client, gateway, live_server, local_generator, served_model
+from tests.cluster.gateway_world import (
+    CHAT_TEMPLATE,
+    MODEL,
+    client,
+    gateway,
+    live_server,
+    local_generator,
+    model_directory,
+    served_model,
+)
 from tests.cluster.local_engine import LocalGenerator
 
 TOKENIZER = served_model().tokenizer
@@ -170,6 +180,15 @@ async def test_prompts(fields: dict[str, Any], rendered: str) -> None:
     response, requests = await posted({"max_tokens": 1} | fields)
     assert response.status_code == 200, response.text
     assert requests[0].prompt_token_ids == prompt_ids(rendered)
+
+
+async def test_prompts_are_those_of_transformers() -> None:
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(model_directory() / "tokenizer.json"), chat_template=CHAT_TEMPLATE, eos_token="<|im_end|>"
+    )
+    expected = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=True)["input_ids"]
+    _, requests = await posted({"max_tokens": 1})
+    assert requests[0].prompt_token_ids == expected
 
 
 @pytest.mark.parametrize(
