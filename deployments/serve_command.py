@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import ray
 from ray import serve
 from ray.serve import RunTarget
 from ray.serve.schema import ApplicationStatus
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     progress.say("starting Ray")
     with local_ray(config, args.address):
         try:
+            progress.say(f"Ray at {ray.get_runtime_context().gcs_address}")
             start_serve(config)
             progress.say("starting the app")
             serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)

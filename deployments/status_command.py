@@ -53,26 +53,21 @@ def _show(status: dict[str, Any], console: Console) -> None:
         str(len(status["gateways"])),
     )
     console.print(shards)
-    replicas = Table(
-        "replica", "model", "node", "ranks (pid)", "running", "waiting", "KV use", "steps", title="replicas"
-    )
+    replicas = Table("replica", "model", "rank: pid", "running", "waiting", "KV use", "steps", title="replicas")
     for replica in status["replicas"]:
         replicas.add_row(*_replica_row(replica))
     console.print(replicas)
 
 
 def _replica_row(replica: dict[str, Any]) -> list[str]:
-    load, engine = replica["load"] or {}, replica["engine"]
-    free, blocks = load.get("free_blocks"), engine["num_blocks"]
-    use = "-" if free is None else f"{100 * (blocks - free) / blocks:.0f} % of {blocks * engine['block_size']} tokens"
-    ranks = ", ".join(f"{rank}: {pid}" for rank, pid in enumerate(replica["pids"]))
+    load, num_blocks = replica["load"] or {}, replica["engine"]["num_blocks"]
+    free = load.get("free_blocks")
     return [
         replica["replica_id"],
         replica["model"],
-        replica["node"],
-        ranks,
+        ", ".join(f"{rank}: {pid}" for rank, pid in enumerate(replica["pids"])),
         str(load.get("num_running", "-")),
         str(load.get("num_waiting", "-")),
-        use,
+        "-" if free is None else f"{100 * (num_blocks - free) / num_blocks:.0f} %",
         str(load.get("step", "-")),
     ]

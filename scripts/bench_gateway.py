@@ -1,7 +1,11 @@
 """The serving layer's own cost: everything but the model, whose place a null engine takes.
 
 Gateway (HTTP, tokenizer, detokenizer), router shard and one replica run in processes of their own, as in production,
-joined by the same sockets; the engine emits tokens at once. So each time seen by the client is the layer's.
+joined by the same sockets. Two questions:
+
+    capacity   the engine emits tokens at once: how many the layer carries, and the CPU time it takes for them
+    latency    the engine's step takes `--step-ms`: how much later the first token comes than from the same engine
+               in the client's own process, under the same closed-loop load
 """
 
 import argparse
@@ -9,38 +13,24 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-import socket
 import time
+from collections.abc import Awaitable, Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import httpx
 import psutil
-import uvicorn
 import uvloop
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cluster.config import GatewayConfig, ModelConfig, RouterConfig
-from cluster.dispatcher import Dispatcher
-from cluster.frames import FromRouter, ReplicaInfo
-from cluster.gateway import build_gateway
-from cluster.served_model import ServedModel
-from deployments.bench_command import summarise
-from deployments.gateway_links import GatewayLinks
+from cluster.config import ModelConfig
+from deployments.bench_command import percentiles, summarise
 from deployments.http_load import Timeline, streamed_completion
-from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterLink
-from deployments.router_shard import RouterAddress, RouterShard
-from engine.chain_executor import ChainExecutor
-from engine.config import EngineConfig, EngineInfo
-from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
-from engine.scheduler import Scheduler
-
-HOST, MODEL, SECRET = "127.0.0.1", "null", b"bench"
-BLOCK_SIZE, NUM_BLOCKS, MAX_NUM_SEQS = 32, 1 << 16, 512
+from engine.request import EngineLoad, GenerateRequest, SamplingParams, TokenChunk
+from scripts.null_app import HOST, MODEL, PARTS, free_ports, null_engine, run_part
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,75 +38,140 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=512, help="per concurrency (32 times it, where that is less)")
     parser.add_argument("--input-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--step-ms", type=float, default=0.0, help="let each engine step take so long")
+    parser.add_argument("--step-ms", type=float, default=10.0, help="the engine's step in the latency part")
+    parser.add_argument("--tokenizer", default=ModelConfig().location, help="model directory (default: the demo model)")
     parser.add_argument("--json", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:
+    capacity = _with_app(args, 0.0, lambda url, parts, c: _measure_capacity(url, parts, c, args))
+    latency = _with_app(args, args.step_ms, lambda url, parts, c: _measure_latency(url, parts, c, args))
+    if args.json:
+        print(json.dumps({"capacity": capacity, "latency": latency}))
+    else:
+        _show_capacity(capacity)
+        _show_latency(latency, args.step_ms)
+    return 0
+
+
+Measure = Callable[[str, dict[str, BaseProcess], int], dict[str, Any]]
+
+
+def _with_app(args: argparse.Namespace, step_ms: float, measure: Measure) -> list[dict[str, Any]]:
+    """Start the app in three processes, measure each concurrency, end them."""
     context = multiprocessing.get_context("spawn")
-    ports = {name: _free_port() for name in ("router", "replica", "gateway")}
+    ports = free_ports()
     parts = {
-        "router": context.Process(target=_run, args=(_router, ports, args.step_ms), daemon=True),
-        "replica": context.Process(target=_run, args=(_replica, ports, args.step_ms), daemon=True),
-        "gateway": context.Process(target=_run, args=(_gateway, ports, args.step_ms), daemon=True),
+        name: context.Process(target=run_part, args=(name, ports, step_ms, args.tokenizer), daemon=True)
+        for name in PARTS
     }
     for process in parts.values():
         process.start()
     try:
         url = f"http://{HOST}:{ports['gateway']}"
         _wait_ready(url)
-        asyncio.run(_offer(url, 64, 16, args))  # warm up
-        rows = [_measure(url, concurrency, parts, args) for concurrency in args.concurrency]
+        uvloop.run(_closed_loop(64, 16, lambda number: _over_http(url, number, args)))  # warm up
+        return [measure(url, parts, concurrency) for concurrency in args.concurrency]
     finally:
         for process in parts.values():
             process.terminate()
             process.join(5)
-    if args.json:
-        print(json.dumps(rows))
-    else:
-        _show(rows)
-    return 0
 
 
-def _measure(url: str, concurrency: int, parts: dict[str, BaseProcess], args: argparse.Namespace) -> dict[str, Any]:
+def _measure_capacity(
+    url: str, parts: dict[str, BaseProcess], concurrency: int, args: argparse.Namespace
+) -> dict[str, Any]:
     num_requests = min(args.requests, 32 * concurrency)
     before = _cpu_seconds(parts)
-    timelines = asyncio.run(_offer(url, num_requests, concurrency, args))
+    timelines = uvloop.run(_closed_loop(num_requests, concurrency, lambda number: _over_http(url, number, args)))
     used = {name: after - before[name] for name, after in _cpu_seconds(parts).items()}
     num_tokens = num_requests * args.output_tokens
-    report = summarise(timelines, num_tokens)
-    cpu = {name: round(1e6 * seconds / num_tokens, 2) for name, seconds in used.items()}
+    cpu = {name: round(1e6 * seconds / num_tokens, 1) for name, seconds in used.items()}
     per_request = round(1e6 * sum(used.values()) / num_requests)
+    report = summarise(timelines, num_tokens)
     return {"concurrency": concurrency, **report, "cpu_us_per_token": cpu, "cpu_us_per_request": per_request}
 
 
-async def _offer(url: str, num_requests: int, concurrency: int, args: argparse.Namespace) -> list[Timeline]:
+def _measure_latency(
+    url: str, parts: dict[str, BaseProcess], concurrency: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    num_requests = min(args.requests, 16 * concurrency)
+    before = _cpu_seconds(parts)
+    http = uvloop.run(_closed_loop(num_requests, concurrency, lambda number: _over_http(url, number, args)))
+    used = {name: after - before[name] for name, after in _cpu_seconds(parts).items()}
+    direct = uvloop.run(_direct(num_requests, concurrency, args))
+    failed = sum(bool(timeline.error) for timeline in http)
+    served = percentiles([timeline.ttft_s for timeline in http if not timeline.error])
+    alone = percentiles([timeline.ttft_s for timeline in direct])
+    added = {point: round(served[point] - alone[point], 2) for point in served}
+    cpu = {name: round(1e6 * seconds / (num_requests * args.output_tokens), 1) for name, seconds in used.items()}
+    return {
+        "concurrency": concurrency, "failed": failed, "ttft_ms": served, "engine_ttft_ms": alone, "added_ms": added,
+        "cpu_us_per_token": cpu,
+    }  # fmt: skip
+
+
+async def _closed_loop(
+    num_requests: int, concurrency: int, request: Callable[[int], Awaitable[Timeline]]
+) -> list[Timeline]:
     gate = asyncio.Semaphore(concurrency)
 
     async def one(number: int) -> Timeline:
-        prompt = [(7 * number + i) % 1000 + 300 for i in range(args.input_tokens)]
-        body = {
-            "model": MODEL,
-            "prompt": prompt,
-            "max_tokens": args.output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-        }
         async with gate:
-            return await streamed_completion(f"{url}/v1/completions", body)
+            return await request(number)
 
     return list(await asyncio.gather(*(one(number) for number in range(num_requests))))
+
+
+def _prompt(number: int, args: argparse.Namespace) -> list[int]:
+    return [(7 * number + i) % 1000 + 300 for i in range(args.input_tokens)]
+
+
+async def _over_http(url: str, number: int, args: argparse.Namespace) -> Timeline:
+    body: dict[str, object] = {
+        "model": MODEL, "prompt": _prompt(number, args), "max_tokens": args.output_tokens,
+        "ignore_eos": True, "temperature": 0,
+    }  # fmt: skip
+    return await streamed_completion(f"{url}/v1/completions", body)
+
+
+async def _direct(num_requests: int, concurrency: int, args: argparse.Namespace) -> list[Timeline]:
+    """The same load on the same engine in this process: no HTTP, no router, no socket."""
+    loop = asyncio.get_running_loop()
+    waiting: dict[str, tuple[Timeline, asyncio.Future[None]]] = {}
+
+    def take(chunks: list[TokenChunk], now: float) -> None:
+        for chunk in chunks:
+            timeline, ended = waiting[chunk.request_id]
+            timeline.events_at.append(now)
+            if chunk.finish is not None:
+                ended.set_result(None)
+
+    def on_step(chunks: list[TokenChunk], load: EngineLoad) -> None:
+        if chunks:
+            loop.call_soon_threadsafe(take, chunks, time.perf_counter())
+
+    core, _info = null_engine(args.step_ms, vocab_size=2000)
+    engine = EngineLoop(core, on_step=on_step, on_dead=lambda error: None)
+    engine.start()
+
+    async def one(number: int) -> Timeline:
+        timeline, name = Timeline(time.perf_counter()), str(number)
+        waiting[name] = (timeline, loop.create_future())
+        sampling = SamplingParams(max_tokens=args.output_tokens, seed=0, ignore_eos=True)
+        engine.submit(GenerateRequest(request_id=name, prompt_token_ids=_prompt(number, args), sampling=sampling))
+        await waiting[name][1]
+        return timeline
+
+    try:
+        return await _closed_loop(num_requests, concurrency, one)
+    finally:
+        engine.close()
 
 
 def _cpu_seconds(parts: dict[str, BaseProcess]) -> dict[str, float]:
     times = {name: psutil.Process(process.pid).cpu_times() for name, process in parts.items()}
     return {name: used.user + used.system for name, used in times.items()}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_ready(url: str) -> None:
@@ -129,70 +184,21 @@ def _wait_ready(url: str) -> None:
     raise SystemExit("the gateway did not become ready within 30 s")
 
 
-def _run(part: Any, ports: dict[str, int], step_ms: float) -> None:
-    uvloop.run(part(ports, step_ms))
-
-
-async def _find(ports: dict[str, int]) -> RouterAddress:
-    return RouterAddress(HOST, ports["router"], SECRET)
-
-
-async def _router(ports: dict[str, int], _step_ms: float) -> None:
-    shard = RouterShard(RouterConfig(), SECRET)
-    await shard.start(HOST, ports["router"])
-    await asyncio.Event().wait()
-
-
-async def _replica(ports: dict[str, int], step_ms: float) -> None:
-    demo = ServedModel.load("demo", ModelConfig().location)
-    vocab_size = demo.tokenizer.vocab_size
-    config = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=MAX_NUM_SEQS, max_batched_tokens=1 << 16)
-    info = EngineInfo(
-        model_path="null", architecture="Null", weights_revision="0", dtype="none", device="cpu",
-        vocab_size=vocab_size, max_model_len=4096, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS,
-        max_num_seqs=MAX_NUM_SEQS,
-    )  # fmt: skip
-    executor = ChainExecutor(vocab_size, NUM_BLOCKS, BLOCK_SIZE, step_ms / 1000)
-    core = EngineCore(Scheduler(config, info), executor)
-    loop = asyncio.get_running_loop()
-    engine = EngineLoop(
-        core,
-        on_step=lambda chunks, load: loop.call_soon_threadsafe(server.on_step, chunks, load),
-        on_dead=lambda error: None,
-    )
-    server = ReplicaServer(engine, SECRET)
-    await server.listen(HOST, ports["replica"])
-    link = RouterLink(lambda: _find(ports), FromRouter, ("replica", "r0"), server)
-    engine.start()
-    server.announce(ReplicaInfo("r0", MODEL, HOST, ports["replica"], [0], "bench", info), core.scheduler.load())
-    await asyncio.Event().wait()
-    link.close()
-
-
-async def _gateway(ports: dict[str, int], _step_ms: float) -> None:
-    dispatcher = Dispatcher("bench")
-    links = GatewayLinks(dispatcher, SECRET)
-    link = RouterLink(lambda: _find(ports), FromRouter, ("gateway", "bench"), links)
-    models = {MODEL: ServedModel.load(MODEL, ModelConfig().location)}
-    app = build_gateway(models, dispatcher, GatewayConfig())
-    settings = uvicorn.Config(
-        app, host=HOST, port=ports["gateway"], http="httptools", ws="none", lifespan="off", log_level="warning",
-        access_log=False,
-    )  # fmt: skip
-    await uvicorn.Server(settings).serve()
-    link.close()
-
-
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        "concurrency", "tokens/s", "requests/s", "TTFT p50 / p99 ms", "between events p99 ms",
-        "CPU us per token: gateway", "replica", "router", "CPU us per request, all",
-    )  # fmt: skip
+def _show_capacity(rows: list[dict[str, Any]]) -> None:
+    table = Table("streams", "tokens/s", "requests/s", "gateway", "replica", "router", "per request, all")
+    table.title = "capacity: the engine takes no time; CPU us per token of each part"
     for row in rows:
-        cpu = row["cpu_us_per_token"]
-        table.add_row(
-            str(row["concurrency"]), str(row["output_tokens_per_s"]), str(row["requests_per_s"]),
-            f"{row['ttft_ms'].get('p50')} / {row['ttft_ms'].get('p99')}", str(row["itl_ms"].get("p99")),
-            str(cpu["gateway"]), str(cpu["replica"]), str(cpu["router"]), str(row["cpu_us_per_request"]),
-        )  # fmt: skip
+        cpu = [str(row["cpu_us_per_token"][part]) for part in ("gateway", "replica", "router")]
+        rates = [str(row["output_tokens_per_s"]), str(row["requests_per_s"])]
+        table.add_row(str(row["concurrency"]), *rates, *cpu, str(row["cpu_us_per_request"]))
+    Console().print(table)
+
+
+def _show_latency(rows: list[dict[str, Any]], step_ms: float) -> None:
+    table = Table("streams", "TTFT p50 / p99", "engine alone", "added", "gateway", "replica", "router")
+    table.title = f"latency in ms: the engine's step takes {step_ms:g} ms; CPU us per token of each part"
+    for row in rows:
+        pairs = (row["ttft_ms"], row["engine_ttft_ms"], row["added_ms"])
+        cpu = [str(row["cpu_us_per_token"][part]) for part in ("gateway", "replica", "router")]
+        table.add_row(str(row["concurrency"]), *(f"{pair['p50']} / {pair['p99']}" for pair in pairs), *cpu)
     Console().print(table)
