@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from engine.attention import PagedStep
-from engine.kernels.attention_backend import AttentionBackend
+from engine.kernels.argmax import NOT_FINITE, select_best_tokens
+from engine.kernels.attention_backend import AttentionBackend, select_attention
+from engine.kernels.library import Kernels
 from engine.kernels.metadata import AttentionMetadata
 from engine.kv_cache import KVCache
 from engine.logprobs import token_logprobs
 from engine.model_loader import LoadedModel
-from engine.sampler import NOT_FINITE, Sampled, Sampler
+from engine.sampler import Sampled, Sampler
 from engine.sampling_table import SamplingTable
 from engine.sequence_table import FlatBatch, IntArray, SequenceTable
 from engine.step import PromptLogprobs, SampledToken, ScheduledSequence, StepPlan, StepResult
@@ -29,7 +31,7 @@ class ModelRunner:
         self,
         model: LoadedModel,
         cache: KVCache,
-        backend: AttentionBackend,
+        kernels: Kernels | None,
         *,
         max_num_seqs: int,
         max_model_len: int,
@@ -37,14 +39,19 @@ class ModelRunner:
     ) -> None:
         self._model = model
         self._cache = cache
-        self._backend = backend
+        self._backend: AttentionBackend = select_attention(kernels, model.device)
         self._sequences = SequenceTable(
             max_num_seqs=max_num_seqs, max_model_len=max_model_len, block_size=cache.block_size
         )
         self._params = SamplingTable(max_num_seqs=max_num_seqs, vocab_size=model.vocab_size)
-        self._sampler = Sampler(self._sequences, self._params)
+        self._sampler = Sampler(self._sequences, self._params, select_best_tokens(kernels, model.device))
         self._cores = cores
         self._pinned_thread: int | None = None
+
+    @property
+    def attention_name(self) -> str:
+        """Which attention implementation it runs on."""
+        return self._backend.name
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Drop, learn, compute, sample; the sampled tokens are kept for the next step."""

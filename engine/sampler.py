@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.kernels.argmax import NOT_FINITE, BestTokens
 from engine.logprobs import token_logprobs
 from engine.random_draw import uniform
 from engine.request import TokenLogprobs
@@ -17,11 +18,8 @@ from engine.sampling_table import GREEDY_TEMPERATURE, SamplingTable
 from engine.sequence_table import IntArray, SequenceTable
 
 BoolArray = npt.NDArray[np.bool_]
-#: What stands for the token of a row whose logits were not finite.
-NOT_FINITE = -1
 #: Best tokens looked at for a top-p cut before the whole vocabulary is sorted.
 _TOP_P_WIDTHS = (64, 1024)
-_BF16_INFINITY, _BF16_MINUS_INFINITY = 0x7F80, 0xFF80  # above either, and the infinities, lie the NaNs
 _RUN = 128  #: tokens whose weights are summed together in a draw over the whole vocabulary
 
 
@@ -36,16 +34,17 @@ class Sampled:
 class Sampler:
     """Samples for rows of a `SequenceTable` with the parameters of a `SamplingTable`."""
 
-    def __init__(self, sequences: SequenceTable, params: SamplingTable) -> None:
+    def __init__(self, sequences: SequenceTable, params: SamplingTable, best_tokens: BestTokens) -> None:
         self._sequences = sequences
         self._params = params
+        self._best_tokens = best_tokens
 
     def sample(self, logits: torch.Tensor, rows: IntArray) -> Sampled:
         """Next tokens for logits [R, vocabulary], which may be overwritten; `rows` [R] of the tables."""
         num_output = self._sequences.num_tokens[rows] - self._sequences.num_prompt_tokens[rows]
         plain = self._params.is_plain[rows] & (num_output >= self._params.min_tokens[rows])
         if plain.all():
-            return Sampled(best_tokens(logits), None)
+            return Sampled(self._best_tokens(logits), None)
         logits = logits.float()
         finite = logits.amax(dim=-1).isfinite()
         asked = np.flatnonzero(self._params.num_logprobs[rows] >= 0)
@@ -103,7 +102,7 @@ class Sampler:
         temperature = self._params.temperature[rows]
         greedy = temperature < GREEDY_TEMPERATURE
         if greedy.all():
-            return _tensor(best_tokens(logits), logits)
+            return _tensor(self._best_tokens(logits), logits)
         draws = _Draws(
             top_k=np.where(greedy, 0, self._params.top_k[rows]),
             top_p=np.where(greedy, np.float32(1.0), self._params.top_p[rows]),
@@ -113,7 +112,7 @@ class Sampler:
         chosen = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         if (positions := np.flatnonzero(greedy)).size:
             index = _index(positions, logits)
-            chosen[index] = _tensor(best_tokens(logits[index]), logits)
+            chosen[index] = _tensor(self._best_tokens(logits[index]), logits)
         logits.div_(_tensor(np.where(greedy, np.float32(1.0), temperature), logits)[:, None])
         whole = ~greedy & (draws.top_p >= 1.0) & ((draws.top_k <= 0) | (draws.top_k >= logits.shape[1]))
         if (positions := np.flatnonzero(whole)).size:
@@ -134,35 +133,6 @@ class _Draws:
 
     def take(self, positions: IntArray) -> "_Draws":
         return _Draws(self.top_k[positions], self.top_p[positions], self.min_p[positions], self.uniform[positions])
-
-
-def best_tokens(logits: torch.Tensor) -> IntArray:
-    """The first best token of each row of logits [R, vocabulary], or `NOT_FINITE`."""
-    if logits.device.type == "cpu":
-        return _best_of_bfloat16(logits) if logits.dtype is torch.bfloat16 else _best_of_float32(logits.float())
-    maxima, indices = logits.max(dim=-1)
-    answer: IntArray = torch.where(maxima.isfinite(), indices, NOT_FINITE).cpu().numpy()
-    return answer
-
-
-def _best_of_float32(logits: torch.Tensor) -> IntArray:
-    values = logits.numpy()  # its argmax is vectorised and ten times as fast as torch's
-    token_ids = values.argmax(axis=1)
-    best = values[np.arange(len(token_ids)), token_ids]
-    return np.where(np.isfinite(best), token_ids, NOT_FINITE)
-
-
-def _best_of_bfloat16(logits: torch.Tensor) -> IntArray:
-    """Without a float32 copy, which costs more than the search: positive numbers are ordered as their bits are."""
-    bits = logits.view(torch.int16).numpy()
-    token_ids: IntArray = bits.argmax(axis=1)
-    best = bits[np.arange(len(token_ids)), token_ids]
-    lowest = bits.view(np.uint16).max(axis=1)
-    sure = (best > 0) & (best < _BF16_INFINITY) & (lowest < _BF16_MINUS_INFINITY)
-    if not sure.all():
-        rest = np.flatnonzero(~sure)
-        token_ids[rest] = _best_of_float32(logits[torch.from_numpy(rest)].float())
-    return token_ids
 
 
 def _draw_from_all(logits: torch.Tensor, draws: _Draws) -> torch.Tensor:

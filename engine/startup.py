@@ -15,7 +15,6 @@ from engine.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
 from engine.errors import BadCheckpoint, ConfigError
-from engine.kernels.attention_backend import select_attention
 from engine.kernels.fuse import fuse_modules
 from engine.kernels.library import Kernels, load_kernels
 from engine.kernels.linear import pack_linears
@@ -142,11 +141,10 @@ def _build(
     )
     max_model_len = fit_model_len(config, model_limit=limit, num_blocks=num_blocks)
     cache = KVCache(loaded.layers, num_blocks=num_blocks + 1, block_size=config.block_size, dtype=dtype, device=device)
-    backend = select_attention(kernels, device)
-    log.info("%d KV blocks of %d tokens, %s attention", num_blocks, config.block_size, backend.name)
     runner = ModelRunner(
-        loaded, cache, backend, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len, cores=cores
+        loaded, cache, kernels, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len, cores=cores
     )
+    log.info("%d KV blocks of %d tokens, %s attention", num_blocks, config.block_size, runner.attention_name)
     info = EngineInfo(
         model_path=str(checkpoint.path),
         architecture=checkpoint.architecture,

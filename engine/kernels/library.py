@@ -84,6 +84,7 @@ _SIGNATURES = {
     "manta_pack_weight": "pplll",
     "manta_linear": "iipppplllli",
     "manta_rms_norm": "iippplllfi",
+    "manta_argmax": "iipplll",
     "manta_rotary": "iipppplllll",
     "manta_write_kv": "ipppppllliii",
     "manta_attention": "iiippppppppllliiiiffi",

@@ -11,7 +11,6 @@ from engine.checkpoint import read_checkpoint
 from engine.config import DType, EngineConfig
 from engine.core import EngineCore
 from engine.errors import BadCheckpoint, ConfigError
-from engine.kernels.torch_attention import TorchAttention
 from engine.kv_cache import KVCache
 from engine.model_loader import load_model, model_config
 from engine.model_runner import ModelRunner
@@ -38,7 +37,7 @@ def runner(folder: Path) -> ModelRunner:
     cpu = torch.device("cpu")
     model = load_model(checkpoint, model_config(checkpoint), dtype=torch.float32, device=cpu)
     cache = KVCache(model.layers, num_blocks=20, block_size=BLOCK_SIZE, dtype=torch.float32, device=cpu)
-    return ModelRunner(model, cache, TorchAttention(), max_num_seqs=3, max_model_len=32)
+    return ModelRunner(model, cache, None, max_num_seqs=3, max_model_len=32)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.kernels.argmax import NOT_FINITE, BestTokens, best_tokens, select_best_tokens
+from engine.kernels.library import load_kernels
 from engine.random_draw import seed_key, uniform
 from engine.request import SamplingParams
-from engine.sampler import NOT_FINITE, Sampled, Sampler, best_tokens
+from engine.sampler import Sampled, Sampler
 from engine.sampling_table import SamplingTable
 from engine.sequence_table import SequenceTable
 from engine.step import NewSequence
 
 VOCAB = 300
 PROMPT = [5, 6, 7, 5]
+BEST_TOKENS = select_best_tokens(load_kernels(), torch.device("cpu"))
 
 
 class World:
@@ -23,7 +26,7 @@ class World:
     def __init__(self, vocab_size: int = VOCAB, max_num_seqs: int = 64) -> None:
         self.sequences = SequenceTable(max_num_seqs=max_num_seqs, max_model_len=512, block_size=16)
         self.params = SamplingTable(max_num_seqs=max_num_seqs, vocab_size=vocab_size)
-        self.sampler = Sampler(self.sequences, self.params)
+        self.sampler = Sampler(self.sequences, self.params, BEST_TOKENS)
         self.rows: list[int] = []
 
     def add(self, output: list[int] | None = None, ending: tuple[int, ...] = (), **options: object) -> "World":
@@ -48,14 +51,26 @@ def random_logits(rows: int, vocab_size: int = VOCAB, seed: int = 0, scale: floa
     return torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+@pytest.mark.parametrize("search", [best_tokens, BEST_TOKENS], ids=["torch", "here"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_best_token_is_the_first_best(dtype: torch.dtype) -> None:
-    logits = torch.cat([random_logits(4), -random_logits(4).abs() - 1.0]).to(dtype)
-    logits[0, [9, 200]] = 50.0
-    logits[5, [3, 4]] = -0.5
-    assert best_tokens(logits).tolist() == logits.float().numpy().argmax(axis=1).tolist()
-    assert best_tokens(logits)[0] == 9
-    assert best_tokens(logits)[5] == 3
+@pytest.mark.parametrize("vocab_size", [VOCAB, 3, 9001])
+def test_best_token_is_the_first_best(vocab_size: int, dtype: torch.dtype, search: BestTokens) -> None:
+    logits = random_logits(4, vocab_size)
+    logits = torch.cat([logits, -logits.abs() - 1.0]).to(dtype)
+    logits[0, [1, vocab_size - 1]] = 50.0
+    logits[5, [0, 2]] = -0.25
+    logits[6, :-1] = float("-inf")
+    logits[7] = float("-inf")
+    expected = logits.float().numpy().argmax(axis=1)
+    expected[7] = NOT_FINITE
+    assert (expected[0], expected[5], expected[6]) == (1, 0, vocab_size - 1)
+    assert search(logits).tolist() == expected.tolist()
+    assert search(logits[1:, : vocab_size - 1]).tolist()[4] == 0
+    for bad in (float("nan"), -float("nan"), float("inf")):
+        for place in (0, vocab_size - 1):
+            spoiled = logits.clone()
+            spoiled[2, place] = bad
+            assert search(spoiled).tolist() == [*expected[:2], NOT_FINITE, *expected[3:]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,13 +82,6 @@ def test_a_row_that_is_not_finite_is_flagged_alone(dtype: torch.dtype, bad: floa
     logits[1, 77] = bad
     sampled = World().add().add(**options).add().sample(logits)
     assert sampled.token_ids.tolist() == [expected[0], NOT_FINITE, expected[2]]
-
-
-def test_minus_infinity_hides_a_token_and_is_no_error() -> None:
-    logits = random_logits(2).to(torch.bfloat16)
-    expected = best_tokens(logits)
-    logits[:, 250] = float("-inf")
-    assert best_tokens(logits).tolist() == expected.tolist()
 
 
 def frequencies(logits: torch.Tensor, num_draws: int = 20000, **options: object) -> np.ndarray:
