@@ -82,6 +82,8 @@ def attend(
     """What transformers' layers call: tensors are [1, heads, T, head_dim], the answer [1, T, heads, head_dim]."""
     if attention_mask is not None or others.get("position_bias") is not None:
         raise UnsupportedArchitecture(type(module).__name__, "its attention adds a mask or a bias of its own")
+    if not getattr(module, "is_causal", True):
+        raise UnsupportedArchitecture(type(module).__name__, "its attention is bidirectional")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attended = attention_step.attend(
         module.layer_idx,  # type: ignore[arg-type]

@@ -161,6 +161,14 @@ def test_keys_and_values_of_two_shapes_are_seen_by_the_probe(tmp_path: Path) -> 
         load(tmp_path)
 
 
+def test_a_decoder_that_looks_ahead_is_seen_by_the_probe(tmp_path: Path) -> None:
+    fields = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("bert", **fields, intermediate_size=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedArchitecture, match="bidirectional"):
+        load(tmp_path)
+
+
 def test_rope_that_depends_on_the_batch_ends_at_its_original_limit(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
     save_tiny_model("llama", tmp_path, rope_parameters=rope)
