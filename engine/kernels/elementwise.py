@@ -27,23 +27,28 @@ class FusedRMSNorm(nn.Module):
         self.weight = weight
         self.epsilon = epsilon
         self.norm = norm
-        self._library = kernels.library
+        self._dtype, self._dim = weight.dtype, weight.shape[0]
+        self._weight_ptr = weight.data_ptr()
+        self._norm_number = int(norm)
+        self._is_bf16 = int(weight.dtype is torch.bfloat16)
+        self._run = kernels.library.manta_rms_norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] -> the same shape."""
-        weight = self.weight
-        dim = x.shape[-1]
-        if x.dtype is not weight.dtype or dim != weight.shape[0]:
-            raise ValueError(f"expected {weight.dtype} [..., {weight.shape[0]}], got {x.dtype} {tuple(x.shape)}")
+        dim = self._dim
+        if x.dtype is not self._dtype or x.shape[-1] != dim:
+            raise ValueError(f"expected {self._dtype} [..., {dim}], got {x.dtype} {tuple(x.shape)}")
         rows = x.reshape(-1, dim)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        out = torch.empty(x.shape, dtype=x.dtype)
-        self._library.manta_rms_norm(
-            thread_count(), int(x.dtype is torch.bfloat16), out.data_ptr(), rows.data_ptr(), weight.data_ptr(),
-            rows.shape[0], dim, rows.stride(0), self.epsilon, self.norm,
+        out = torch.empty(x.shape, dtype=self._dtype)
+        self._run(
+            thread_count(), self._is_bf16, out.data_ptr(), rows.data_ptr(), self._weight_ptr,
+            rows.shape[0], dim, rows.stride(0), self.epsilon, self._norm_number,
         )  # fmt: skip
         return out
+
+    __call__ = forward  # without the look for hooks
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
@@ -52,12 +57,12 @@ class FusedRMSNorm(nn.Module):
 
 def fused_rotary(kernels: Kernels, original: Rotary) -> Rotary:
     """`apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)` by a kernel; other shapes than ours go to `original`."""
-    library = kernels.library
+    run = kernels.library.manta_rotary
 
     def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         _, heads, tokens, dim = x.shape
         out = torch.empty((1, tokens, heads, dim), dtype=x.dtype)
-        library.manta_rotary(
+        run(
             thread_count(), int(x.dtype is torch.bfloat16), out.data_ptr(), x.data_ptr(), cos.data_ptr(),
             sin.data_ptr(), tokens, heads, dim, x.stride(2), x.stride(1),
         )  # fmt: skip
