@@ -1,6 +1,6 @@
 """The seam between the HTTP side of a gateway and the side that knows shards and replicas.
 
-`cluster.gateway` calls a `Generator`; in production that is `cluster.dispatcher.Dispatcher`, in tests and in the
+`cluster.gateway.app` calls a `Generator`; in production that is `cluster.dispatcher.Dispatcher`, in tests and in the
 null-engine benchmark it may be an engine in the same process.
 """
 

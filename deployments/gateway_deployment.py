@@ -1,4 +1,4 @@
-"""GatewayDeployment: the Serve ingress around `cluster.gateway`: HTTP by its own listener or through Serve's proxy,
+"""GatewayDeployment: the Serve ingress around `cluster.gateway.app`: HTTP by its own listener or through Serve's proxy,
 and the Python handle API. All three enter by the same code path.
 """
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -15,12 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.api.handle_api import HandleApi
 from cluster.config import Edge, MantaConfig
 from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter
-from cluster.gateway import build_gateway
-from cluster.handle_api import HandleApi
-from cluster.served_model import ServedModel
+from cluster.gateway.app import build_gateway
+from cluster.gateway.http_listener import listener_settings
+from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.router_actor import router_shard
 from deployments.router_link import RouterLink
@@ -61,16 +63,7 @@ class GatewayDeployment:
     def _listen(self) -> None:
         gateway = self._config.gateway
         listening = _listening_socket(gateway.host, gateway.port)
-        settings = uvicorn.Config(
-            self._app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
+        settings = listener_settings(self._app, timeout_graceful_shutdown=5)
         self._listener = asyncio.create_task(uvicorn.Server(settings).serve(sockets=[listening]))
 
     async def address(self) -> tuple[str, int]:
@@ -81,17 +74,24 @@ class GatewayDeployment:
         return _Forward(self._app)
 
     async def generate(self, prompt: Any = None, **options: Any) -> dict[str, Any]:
-        """One completion, whole: see `cluster.handle_api.HandleApi.generate`."""
+        """One completion, whole: see `cluster.api.handle_api.HandleApi.generate`."""
         return await self._api.generate(prompt, **options)
 
     async def stream(self, prompt: Any = None, **options: Any) -> AsyncIterator[dict[str, Any]]:
         """One completion in pieces, as they come."""
-        async for piece in self._api.stream(prompt, **options):
-            yield piece
+        async with aclosing(self._api.stream(prompt, **options)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         """One chat answer, whole."""
         return await self._api.chat(messages, **options)
+
+    async def chat_stream(self, messages: list[dict[str, Any]], **options: Any) -> AsyncIterator[dict[str, Any]]:
+        """One chat answer in pieces, as they come."""
+        async with aclosing(self._api.chat_stream(messages, **options)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def check_health(self) -> None:
         """A listener that has ended is a dead gateway."""

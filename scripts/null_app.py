@@ -12,8 +12,9 @@ import uvloop
 from cluster.config import GatewayConfig, RouterConfig
 from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter, ReplicaInfo
-from cluster.gateway import build_gateway
-from cluster.served_model import ServedModel
+from cluster.gateway.app import build_gateway
+from cluster.gateway.http_listener import listener_settings
+from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.replica_server import ReplicaServer
 from deployments.router_link import RouterLink
@@ -86,10 +87,7 @@ async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
     links = GatewayLinks(dispatcher, SECRET)
     link = RouterLink(lambda: _address(ports), FromRouter, ("gateway", "bench"), links)
     app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, GatewayConfig())
-    settings = uvicorn.Config(
-        app, host=HOST, port=ports["gateway"], http="httptools", ws="none", lifespan="off", log_level="warning",
-        access_log=False,
-    )  # fmt: skip
+    settings = listener_settings(app, host=HOST, port=ports["gateway"])
     await uvicorn.Server(settings).serve()
     link.close()
 

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cluster.config import GatewayConfig
-from cluster.gateway import build_gateway
+from cluster.gateway.app import build_gateway
+from cluster.gateway.http_listener import listener_settings
 from cluster.generation import Generator, RequestContext
-from cluster.http_listener import listener_settings
-from cluster.served_model import ServedModel
+from cluster.text.served_model import ServedModel
 from engine.config import EngineInfo
 from engine.request import GenerateRequest, TokenChunk
 from tests.cluster.local_engine import LocalGenerator, engine_info

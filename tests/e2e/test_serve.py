@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,14 @@ def test_a_seed_gives_the_same_text_alone_and_in_company(live_server: LiveServer
 
 def test_both_replicas_work_and_the_status_knows(live_server: LiveServer) -> None:
     body = {"model": live_server.model, "prompt": "Once upon a time", "max_tokens": 32, "ignore_eos": True}
-    with httpx.Client(timeout=60.0) as client:
-        import concurrent.futures
-
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda _: client.post(f"{live_server.url}/v1/completions", json=body), range(32)))
+    with httpx.Client(timeout=60.0) as client, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: client.post(f"{live_server.url}/v1/completions", json=body), range(32)))
     assert [answer.status_code for answer in answers] == [200] * 32
     replicas = status(live_server)["replicas"]
     assert len(replicas) == 2
     assert all(replica["load"]["num_output_tokens"] > 0 for replica in replicas)
     assert all(replica["load"]["num_running"] == 0 for replica in replicas)
-    assert all(os.path.exists(f"/proc/{pid}") for replica in replicas for pid in replica["pids"])
+    assert all(Path(f"/proc/{pid}").exists() for replica in replicas for pid in replica["pids"])
     table = manta(live_server, "status", "--address", live_server.ray_address)
     assert all(replica["replica_id"] in table for replica in replicas)
 

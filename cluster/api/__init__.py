@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API without HTTP: bodies, rules, and how answers are put together."""

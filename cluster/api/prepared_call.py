@@ -1,0 +1,84 @@
+"""A validated API request with the engine requests it stands for, and the count of its tokens."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cluster.api.choice import Choice, Delta, TextRules
+from cluster.api.sampling_rules import choice_seed
+from cluster.api.schema import PromptTokensDetails, SamplingFields, Usage
+from cluster.generation import RequestContext
+from cluster.text.served_model import ServedModel
+from engine.request import GenerateRequest
+
+
+class PreparedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated API request, ready to run: nothing that the client gave can be wrong after this."""
+
+    id: str
+    created: int
+    model: ServedModel
+    fingerprint: str
+    body: SamplingFields
+    context: RequestContext
+    block_size: int
+    choices: list[Choice]  #: prompt by prompt, `n` each
+
+    @property
+    def num_answers(self) -> int:
+        """Choices per prompt."""
+        return self.body.n or 1
+
+    @property
+    def usage_in_stream(self) -> bool:
+        """Whether the client wants a last chunk with the usage."""
+        options = self.body.stream_options
+        return bool(options is not None and options.include_usage)
+
+    @property
+    def usage_in_every_chunk(self) -> bool:
+        """Whether every chunk is to hold the usage so far."""
+        options = self.body.stream_options
+        return self.usage_in_stream and bool(options is not None and options.continuous_usage_stats)
+
+
+class UsageTally:
+    """Counts a call's tokens: each prompt once, every choice's output."""
+
+    def __init__(self, call: PreparedCall) -> None:
+        self._step = call.num_answers
+        self._prompt = sum(len(choice.request.prompt_token_ids) for choice in call.choices[:: self._step])
+        self._outputs = [0] * len(call.choices)
+        self._cached = 0
+
+    def add(self, delta: Delta) -> None:
+        """Count what a delta brings."""
+        self._outputs[delta.choice] = delta.next_index
+        if delta.choice % self._step == 0:
+            self._cached += delta.num_cached_tokens
+
+    def usage(self) -> Usage:
+        """The count so far."""
+        output = sum(self._outputs)
+        return Usage(
+            prompt_tokens=self._prompt,
+            completion_tokens=output,
+            total_tokens=self._prompt + output,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached),
+        )
+
+
+def spread_choices(requests: Sequence[GenerateRequest], n: int, model: ServedModel, rules: TextRules) -> list[Choice]:
+    """`n` choices of each request, prompt by prompt, each with an id and a seed of its own."""
+    choices: list[Choice] = []
+    alone = len(requests) * n == 1
+    for request in requests:
+        for answer in range(n):
+            index = len(choices)
+            own = msgspec.structs.replace(
+                request,
+                request_id=request.request_id if alone else f"{request.request_id}-{index}",
+                sampling=msgspec.structs.replace(request.sampling, seed=choice_seed(request.sampling.seed, answer)),
+            )
+            choices.append(Choice(index, own, model.tokenizer, rules))
+    return choices

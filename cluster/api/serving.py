@@ -1,0 +1,66 @@
+"""What the API endpoints share: the served models, the way to their engines, the limits, ids and seeds."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+
+import msgspec
+
+from cluster.api.request_body import shown
+from cluster.config import GatewayConfig
+from cluster.errors import InvalidRequest, ModelNotFound, NoReadyReplica
+from cluster.generation import Generator, RequestContext
+from cluster.text.served_model import ServedModel
+from engine.config import EngineInfo
+
+_RETRY_AFTER_S = 1.0
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks."""
+
+    tenant: str = "default"
+
+
+class Serving:
+    """Everything an endpoint works with. Time and randomness come in as functions."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        generator: Generator,
+        config: GatewayConfig,
+        now: Callable[[], float] = time.time,
+        draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
+        draw_id: Callable[[], str] = lambda: secrets.token_hex(12),
+    ) -> None:
+        self.models, self.generator, self.config = models, generator, config
+        self.now, self.draw_seed, self.draw_id = now, draw_seed, draw_id
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of that name; without a name the only one."""
+        if name is None:
+            if len(self.models) == 1:
+                return next(iter(self.models.values()))
+            raise InvalidRequest("`model` is missing, and several models are served.", "model")
+        found = self.models.get(name)
+        if found is None:
+            raise ModelNotFound(f"The model {shown(name)} is not served here; `/v1/models` lists what is.", "model")
+        return found
+
+    def engine_info(self, model: ServedModel) -> EngineInfo:
+        """The limits of the model's engines; NoReadyReplica while there is none."""
+        info = self.generator.model_info(model.name)
+        if info is None:
+            raise NoReadyReplica("No replica of this model is ready yet; try again.", "model", _RETRY_AFTER_S)
+        return info
+
+    def context(self, model: ServedModel, principal: Principal) -> RequestContext:
+        """What goes along with every request of this principal."""
+        return RequestContext(model=model.name, tenant=principal.tenant, timeout_s=self.config.request_timeout_s)
+
+
+def fingerprint(info: EngineInfo) -> str:
+    """Changes with what could change the tokens: weights and number format."""
+    return "fp_" + blake2b(f"{info.weights_revision}/{info.dtype}".encode(), digest_size=5).hexdigest()

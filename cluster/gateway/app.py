@@ -1,0 +1,77 @@
+"""The HTTP side of Manta as one ASGI app: layers, routes, and nothing that knows Ray."""
+
+import importlib.metadata
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.api.serving import Serving
+from cluster.config import GatewayConfig
+from cluster.gateway.api_docs import ApiDocs
+from cluster.gateway.endpoints import Asgi, list_endpoints
+from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone
+from cluster.gateway.openapi import openapi_document
+from cluster.generation import Generator
+from cluster.text.served_model import ServedModel
+
+DISTRIBUTION = "manta-serve"
+
+
+def build_gateway(
+    models: Mapping[str, ServedModel],
+    generator: Generator,
+    config: GatewayConfig,
+    identify: Identify = anyone,
+) -> ASGIApp:
+    """The app for these models (by served name). `identify` says who asks, from the request's headers."""
+    version = _version()
+    endpoints = list_endpoints(Serving(models, generator, config), version)
+    docs = ApiDocs(openapi_document(endpoints, version))
+    routes: list[BaseRoute] = [
+        Route(path, _Endpoint(endpoint.run), methods=[endpoint.method])
+        for endpoint in endpoints
+        for path in (endpoint.path, *endpoint.aliases)
+    ]
+    app: ASGIApp = _Routes([*routes, *docs.routes()])
+    layers: list[Layer] = [
+        RequestIds,
+        Errors,
+        lambda inner: Identification(inner, identify),
+    ]
+    for layer in reversed(layers):
+        app = layer(app)
+    return app
+
+
+class _Endpoint:
+    """Starlette takes a class instance for an ASGI app, a function for something else."""
+
+    def __init__(self, run: Asgi) -> None:
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._run(scope, receive, send)
+
+
+class _Routes(Router):
+    """Raises what it cannot route, for the layer `Errors` to answer."""
+
+    def __init__(self, routes: list[BaseRoute]) -> None:
+        super().__init__(routes, redirect_slashes=False, default=_not_found)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        await super().__call__(scope, receive, send)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HTTPException(404)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:  # run from a bare checkout
+        return "0+unknown"

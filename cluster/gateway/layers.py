@@ -1,0 +1,118 @@
+"""The layers around the gateway's routes, outermost first as `cluster.gateway.app.build_gateway` lists them."""
+
+import asyncio
+import logging
+import math
+import re
+import secrets
+from collections.abc import Callable
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.api.serving import Principal
+from cluster.errors import ApiError
+from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
+from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
+from cluster.gateway.http_listener import ABORT
+from cluster.gateway.sse import ReaderStalled
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_RETRY_AFTER_S = 1.0  #: of a 503 that does not say otherwise
+
+Layer = Callable[[ASGIApp], ASGIApp]
+Identify = Callable[[Scope], Principal]
+
+
+class RequestIds:
+    """Every answer carries `X-Request-Id`: the client's own when it is short visible ASCII, else a new one.
+
+    Notes in `scope["answer_begun"]` that it is too late for an error status.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = header(scope, b"x-request-id") or ""
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope["request_id"] = request_id
+        extra: Header = (b"x-request-id", request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope["answer_begun"] = True
+                message["headers"] = [*message.get("headers", ()), extra]
+            await send(message)
+
+        return await self._app(scope, receive, send_with_id)
+
+
+class Errors:
+    """Whatever goes wrong before an answer has begun becomes an OpenAI error body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        try:
+            return await self._app(scope, receive, send)
+        except ClientLeft:
+            return None
+        except Exception as error:
+            if scope.get("answer_begun"):
+                if not isinstance(error, ReaderStalled | OSError):
+                    raise
+                logger.info("cut off a stream: %s", type(error).__name__)
+                return await _drop_connection(scope)
+            answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
+        return await send_json(send, answer.status, msgspec.json.encode(answer.body()), error_headers(answer))
+
+
+class Identification:
+    """The one place where it is decided who asks: `scope["principal"]`."""
+
+    def __init__(self, app: ASGIApp, identify: Identify) -> None:
+        self._app, self._identify = app, identify
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["principal"] = self._identify(scope)
+        await self._app(scope, receive, send)
+
+
+def anyone(scope: Scope) -> Principal:
+    """Everybody is the default tenant."""
+    return Principal()
+
+
+def error_headers(error: ApiError) -> list[Header]:
+    """`Allow` and `Retry-After` where they belong."""
+    if isinstance(error, MethodNotAllowed):
+        return [(b"allow", ", ".join(error.allow).encode())]
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.status == 503:
+        retry_after_s = _RETRY_AFTER_S
+    return [] if retry_after_s is None else [(b"retry-after", b"%d" % max(1, math.ceil(retry_after_s)))]
+
+
+async def _drop_connection(scope: Scope) -> None:
+    """Where the server can: merely closing would wait for the client to read what is buffered."""
+    abort = scope.get("extensions", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await asyncio.sleep(0)  # lets the server see that the connection is gone
+
+
+def _from_router(error: HTTPException, scope: Scope) -> ApiError:
+    if error.status_code == 405:
+        allow = tuple(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        return MethodNotAllowed(f"This path does not take {scope['method'][:16]}; it takes {', '.join(allow)}.", allow)
+    return UnknownPath("There is nothing at this path; `/docs` lists the API.")
