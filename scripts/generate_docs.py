@@ -14,10 +14,10 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from cluster.api_schema import SamplingFields, StreamOptions
-from cluster.api_schema_chat import ChatMessage, ChatRequest
-from cluster.api_schema_completions import CompletionRequest
-from cluster.api_schema_tokens import DetokenizeRequest, TokenizeRequest
+from cluster.api.schema import SamplingFields, StreamOptions
+from cluster.api.schema_chat import ChatMessage, ChatRequest
+from cluster.api.schema_completions import CompletionRequest
+from cluster.api.schema_tokens import DetokenizeRequest, TokenizeRequest
 from cluster.config import MantaConfig
 from scripts.doc_tables import body_table, configuration_table, fields_with_hints, strip_annotation
 
