@@ -1,39 +1,9 @@
-"""`manta serve`: a model over HTTP until Ctrl-C, with every phase of the start shown."""
+"""`manta serve`: its arguments; `deployments.serving_session` does the work."""
 
 import argparse
-import logging
-import signal
-import sys
-import threading
-import time
-from typing import Any
+import os
 
-import httpx
-import msgspec
-import ray
-from ray import serve
-from ray.serve import RunTarget
-from ray.serve.schema import ApplicationStatus
-from rich.console import Console
-
-from cluster.config import MantaConfig
-from deployments.app import APP_NAME, build_app
 from deployments.config_command import add_config_arguments, config_from
-from deployments.local_cluster import local_ray, router_status, start_serve, stop_app
-from engine.errors import MantaError
-
-POLL_S = 0.2
-
-
-class StartFailed(MantaError):
-    """The app did not become ready; `why` is what Serve or a replica said."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,113 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = config_from(args)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _stop_or_insist(stop))
-    progress = StartProgress(Console(stderr=True, highlight=False))
-    progress.say("starting Ray")
-    with local_ray(config, args.address):
-        try:
-            progress.say(f"Ray at {ray.get_runtime_context().gcs_address}")
-            start_serve(config)
-            progress.say("starting the app")
-            serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
-            if not _wait_ready(config, progress, stop, args.start_timeout):
-                return 130
-            _greet(config, progress)
-            while not stop.wait(POLL_S):
-                pass
-        finally:
-            progress.say("stopping")
-            if args.address is not None:
-                stop_app()  # a cluster of our own ends with everything on it
-    progress.say("stopped")
-    return 0
+    if args.address is None:
+        # Ray reads this when it is imported: off, its nodes use loopback addresses and nobody outside reaches them
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from deployments.serving_session import serve_until_stopped
 
-
-def _stop_or_insist(stop: threading.Event) -> None:
-    """The first signal asks; a second one interrupts whatever waits."""
-    if stop.is_set():
-        raise KeyboardInterrupt
-    stop.set()
-
-
-class StartProgress:
-    """Prints each phase once when it begins or ends, with the seconds since the start."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = time.monotonic()
-        self._shown: set[tuple[str, str, bool]] = set()
-        self._names: dict[str, str] = {}
-
-    def say(self, text: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}")
-
-    def show(self, starting: dict[str, dict[str, float]]) -> None:
-        """`starting`: phase -> seconds per replica id; 0 seconds while it lasts."""
-        for replica, phases in starting.items():
-            name = self._names.setdefault(replica, f"replica {len(self._names) + 1}")
-            for phase, seconds in phases.items():
-                done = seconds > 0
-                if (replica, phase, done) not in self._shown:
-                    self._shown.add((replica, phase, done))
-                    self.say(f"{name}: {phase}" + (f" took {seconds:.1f} s" if done else " ..."))
-
-
-def _wait_ready(config: MantaConfig, progress: StartProgress, stop: threading.Event, timeout_s: float) -> bool:
-    """Until every replica has announced itself and HTTP answers; False when asked to stop."""
-    wanted = sum(model.replicas for model in config.models)
-    until = time.monotonic() + timeout_s
-    while not stop.wait(POLL_S):
-        status = router_status() or {}
-        progress.show(status.get("starting", {}))
-        if len(status.get("replicas", [])) >= wanted and _http_ready(config):
-            return True
-        _raise_failure()
-        if time.monotonic() > until:
-            raise StartFailed(f"not ready after {timeout_s:.0f} s; give more time with --start-timeout")
-    return False
-
-
-def _http_ready(config: MantaConfig) -> bool:
-    """Whether the gateway answers and knows all models."""
-    try:
-        answer = httpx.get(f"{url(config)}/v1/models", timeout=2.0)
-    except httpx.HTTPError:
-        return False
-    return answer.status_code == 200 and len(answer.json()["data"]) == len(config.models)
-
-
-def _raise_failure() -> None:
-    """Serve retries a failing constructor without end; its first message is what the user needs."""
-    app: Any = serve.status().applications.get(APP_NAME)
-    if app is None:
-        return
-    failing = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-    for name, deployment in app.deployments.items():
-        if app.status in failing or "exception" in (deployment.message or "").lower():
-            raise StartFailed(f"{name}: {_last_line(deployment.message or app.message)}")
-
-
-def _last_line(message: str) -> str:
-    """The error itself out of Serve's report of a traceback."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line or "Refused" in line or "BadCheckpoint" in line]
-    return (errors or lines or ["the deployment failed"])[-1]
-
-
-def url(config: MantaConfig) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.gateway.host, config.gateway.host)
-    return f"http://{host}:{config.gateway.port}"
-
-
-def _greet(config: MantaConfig, progress: StartProgress) -> None:
-    name = config.models[0].served_name
-    body = msgspec.json.encode({"model": name, "messages": [{"role": "user", "content": "Tell me about the sea."}]})
-    progress.say(f"[bold green]ready[/bold green] on {url(config)}  (Ctrl-C stops)")
-    print(
-        f"curl {url(config)}/v1/chat/completions -H 'Content-Type: application/json' -d '{body.decode()}'", flush=True
-    )
-    sys.stdout.flush()
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    return serve_until_stopped(config, args.address, args.start_timeout)

@@ -26,8 +26,8 @@ from cluster.api.schema_tokens import (
 )
 from cluster.api.serving import Principal, Serving
 from cluster.api.token_endpoints import TokenEndpoints
-from cluster.gateway.http_exchange import read_json_body, send_json, while_client_stays
-from cluster.gateway.sse import send_stream
+from cluster.gateway.http_exchange import header, read_json_body, send_json, while_client_stays
+from cluster.gateway.sse import send_stream, wants_ids
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -129,7 +129,8 @@ def generating(serving: Serving, endpoint: Any, body_type: type[Any]) -> Asgi:
         async with while_client_stays(receive):
             call = await endpoint.prepare(body, scope["principal"])
             if body.stream:
-                await send_stream(send, endpoint.events(call), serving.config.stream_stall_s)
+                with_ids = wants_ids(header(scope, b"accept"))
+                await send_stream(send, endpoint.events(call), serving.config.stream_stall_s, with_ids)
             else:
                 await send_json(send, 200, msgspec.json.encode(await endpoint.answer(call)))
 

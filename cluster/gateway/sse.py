@@ -26,25 +26,33 @@ class ReaderStalled(Exception):
     """The client has read nothing for too long."""
 
 
-def encode_event(event: Event) -> bytes:
+def wants_ids(accept: str | None) -> bool:
+    """Whether a client knows event streams well enough to be sent `id:` lines: its Accept header names the type.
+
+    Several popular clients take every event for one `data:` line and fail on anything else.
+    """
+    return "text/event-stream" in (accept or "")
+
+
+def encode_event(event: Event, with_id: bool = True) -> bytes:
     """JSON holds no raw line ends, so neither field can break out of its line."""
-    if event.id:
+    if with_id and event.id:
         return b"id: %b\ndata: %b\n\n" % event
     return b"data: %b\n\n" % event.data
 
 
-async def send_stream(send: Send, events: AsyncGenerator[Event, None], stall_s: float) -> None:
+async def send_stream(send: Send, events: AsyncGenerator[Event, None], stall_s: float, with_ids: bool = True) -> None:
     """Send all events, then `[DONE]`; nothing is sent if the first event cannot be had (the error is raised).
 
     A later failure is told by one error event, and the stream ends without `[DONE]`.
     """
     async with aclosing(events):
         writer = _Writer(send, stall_s)
-        writer.add(encode_event(await anext(events)))
+        writer.add(encode_event(await anext(events), with_ids))
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         try:
             while True:
-                writer.add(encode_event(await _FlushBeforeWaiting(anext(events), writer.flush)))
+                writer.add(encode_event(await _FlushBeforeWaiting(anext(events), writer.flush), with_ids))
                 if writer.is_full:
                     await writer.flush()
         except StopAsyncIteration:

@@ -106,9 +106,9 @@ async def test_usage_so_far_in_every_chunk(api: Api) -> None:
     assert counts == sorted(counts)
 
 
-async def test_events_are_numbered(api: Api) -> None:
+async def test_events_are_numbered_for_clients_that_accept_event_streams(api: Api) -> None:
     async with api.client.completions.with_streaming_response.create(
-        model=MODEL, prompt=PROMPT, max_tokens=5, stream=True
+        model=MODEL, prompt=PROMPT, max_tokens=5, stream=True, extra_headers={"Accept": "text/event-stream"}
     ) as response:
         lines = [line async for line in response.iter_lines()]
     ids = [line[4:] for line in lines if line.startswith("id: ")]
@@ -116,6 +116,14 @@ async def test_events_are_numbered(api: Api) -> None:
     assert ids[-1] == f"{request_id}:4"
     assert all(event_id.startswith(f"{request_id}:") for event_id in ids)
     assert lines[-2:] == ["data: [DONE]", ""]
+
+
+async def test_other_clients_get_data_lines_alone(api: Api) -> None:
+    async with api.client.completions.with_streaming_response.create(
+        model=MODEL, prompt=PROMPT, max_tokens=5, stream=True
+    ) as response:
+        lines = [line async for line in response.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
 
 
 async def test_no_part_of_a_stop_string_is_sent(api: Api) -> None:
