@@ -77,7 +77,12 @@ inline Vec exp(Vec x) {
     return select(underflow, Vec{}, (Vec)((VecI)p + exponent));
 }
 
-inline Vec tanh(Vec x) { return 1.0f - 2.0f / (exp(x * 2.0f) + 1.0f); }
+inline Vec tanh(Vec x) {
+    const Vec far = 1.0f - 2.0f / (exp(x * 2.0f) + 1.0f);  // loses digits near zero: a series there
+    const Vec square = x * x;
+    const Vec near = x + x * square * (((square * -0.05396825f + 0.13333333f) * square) - 0.33333333f);
+    return select((VecI)(square < splat(0.04f)), near, far);
+}
 
 inline float to_float(bf16 x) {
     uint32_t bits = uint32_t(x) << 16;
