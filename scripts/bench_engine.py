@@ -22,6 +22,7 @@ from rich.table import Table
 
 from engine.config import Batching, DType, EngineConfig, EngineInfo
 from engine.core import EngineCore, StepExecutor
+from engine.openmp import wait_asleep
 from engine.request import GenerateRequest, SamplingParams
 from engine.scheduler import Scheduler
 from engine.step import StepPlan
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(model: str, config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
+    wait_asleep()
     from engine.startup import start_engine  # imports torch: `--help` need not
 
     with console.status("starting") as status:
