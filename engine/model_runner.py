@@ -39,7 +39,8 @@ class ModelRunner:
     ) -> None:
         self._model = model
         self._cache = cache
-        self._backend: AttentionBackend = select_attention(kernels, model.device)
+        head_dims = {layer.head_dim for layer in model.layers}
+        self._backend: AttentionBackend = select_attention(kernels, model.device, model.dtype, head_dims)
         self._sequences = SequenceTable(
             max_num_seqs=max_num_seqs, max_model_len=max_model_len, block_size=cache.block_size
         )

@@ -16,6 +16,11 @@ class NativeAttention:
 
     name = "native"
 
+    @staticmethod
+    def supports(dtype: torch.dtype, head_dim: int) -> bool:
+        """Whether the kernels take such heads; `TorchAttention` takes any."""
+        return dtype in (torch.bfloat16, torch.float32) and head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM
+
     def __init__(self, kernels: Kernels) -> None:
         self._library = kernels.library
         self._isa = int(kernels.isa)

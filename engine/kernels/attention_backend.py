@@ -4,6 +4,7 @@ A third implementation is one more file with a class of these two methods, and o
 `select_attention`.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -51,8 +52,10 @@ class AttentionBackend(Protocol):
         """
 
 
-def select_attention(kernels: Kernels | None, device: torch.device) -> AttentionBackend:
-    """The fastest implementation that runs here."""
-    if device.type == "cpu" and kernels is not None:
+def select_attention(
+    kernels: Kernels | None, device: torch.device, dtype: torch.dtype, head_dims: Iterable[int]
+) -> AttentionBackend:
+    """The fastest implementation that runs here for layers with heads of these sizes."""
+    if device.type == "cpu" and kernels is not None and all(NativeAttention.supports(dtype, dim) for dim in head_dims):
         return NativeAttention(kernels)
     return TorchAttention()

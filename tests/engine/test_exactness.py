@@ -69,6 +69,34 @@ def test_matches_generate(model_type: str, tmp_path: Path) -> None:
     assert tokens(chunks["again"]) == expected[0]
 
 
+@pytest.mark.parametrize("changes", [{"head_dim": 12}, {"head_dim": 264, "num_attention_heads": 2}], ids=str)
+def test_heads_that_the_kernels_do_not_take_run_on_torch(changes: dict[str, int], tmp_path: Path) -> None:
+    folder = save_tiny_model("qwen3", tmp_path, **changes)
+    asked = prompts(3)
+    chunks = drive(engine(folder, TIGHT), [(i, request(str(i), p)) for i, p in enumerate(asked)])
+    reference = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert [tokens(chunks[str(i)]) for i in range(3)] == [generate(reference, p, 12) for p in asked]
+
+
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16])
+def test_half_precision_stays_close_to_float32(dtype: DType, llama_folder: Path) -> None:
+    """Packed and fused kernels where they exist: log probabilities within what rounding explains."""
+    config = EngineConfig(dtype=dtype, device="cpu", block_size=8, kv_cache_tokens=2048, threads=1)
+    prompt = prompts(1)[0]
+    chunks = drive(engine(llama_folder, config), [(0, request("a", prompt, max_tokens=2, prompt_logprobs=0))])["a"]
+    reference = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0].log_softmax(dim=-1)
+    entries = (chunks[0].prompt_logprobs or [])[1:]
+    errors = [
+        abs(entry.logprob - expected[position, prompt[position + 1]].item())
+        for position, entry in enumerate(entries)
+        if entry is not None
+    ]
+    assert len(errors) == len(prompt) - 1
+    assert sum(errors) / len(errors) < 0.1
+
+
 @pytest.mark.parametrize("batching", [Batching.STATIC, Batching.DYNAMIC])
 def test_padding_and_closed_batches_change_no_token(batching: Batching, llama_folder: Path) -> None:
     config = EngineConfig(

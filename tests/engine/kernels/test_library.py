@@ -14,9 +14,13 @@ from engine.kernels.torch_attention import TorchAttention
 
 
 def test_selection(kernels: Kernels) -> None:
-    assert isinstance(select_attention(kernels, torch.device("cpu")), NativeAttention)
-    assert isinstance(select_attention(None, torch.device("cpu")), TorchAttention)
-    assert isinstance(select_attention(kernels, torch.device("cuda")), TorchAttention)
+    cpu, bf16 = torch.device("cpu"), torch.bfloat16
+    assert isinstance(select_attention(kernels, cpu, bf16, {64, 128}), NativeAttention)
+    assert isinstance(select_attention(None, cpu, bf16, {64}), TorchAttention)
+    assert isinstance(select_attention(kernels, torch.device("cuda"), bf16, {64}), TorchAttention)
+    assert isinstance(select_attention(kernels, cpu, torch.float16, {64}), TorchAttention)
+    assert isinstance(select_attention(kernels, cpu, bf16, {64, 512}), TorchAttention)
+    assert isinstance(select_attention(kernels, cpu, bf16, {20}), TorchAttention)
 
 
 def test_without_a_compiler_it_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
