@@ -12,7 +12,8 @@ namespace {
 
 // Above kFewRows the rows are the larger operand: then inputs are cut so that kDepth steps of one block of weights stay
 // in the first-level cache while kRowChunk rows of inputs, in the second-level cache, pass over kBlockChunk blocks.
-constexpr int kFewRows = 32, kDepth = 8, kRowChunk = 576, kPairChunk = 4;
+constexpr int64_t kStreamBytes = 4 << 20;
+constexpr int kFewRows = 32, kDepth = 10, kRowChunk = 576, kBlockChunk = 4;
 
 struct Job {
     int threads;
@@ -23,6 +24,7 @@ struct Job {
     int64_t m, n, lda;
     int64_t blocks, steps;
     int activation;
+    bool streams;  // the output is larger than the caches: written past them, in whole lines
 
     const bf16* panel(int64_t block, int64_t step) const { return weight + (block * steps + step) * kStep; }
 };
@@ -42,6 +44,20 @@ void finish(const Job& job, const float* c, int64_t ldc, int64_t row, int64_t ro
         return bias ? v + load(bias + i) : v;
     };
     const int64_t width = job.activation ? kBlock / 2 : kBlock, column = block * width;
+#if defined(__AVX512BF16__)
+    if (!job.activation && column + kBlock <= job.n) {
+        const Vec low = bias ? load(bias) : Vec{}, high = bias ? load(bias + kLanes) : Vec{};
+        for (int64_t r = 0; r < rows; ++r, c += ldc) {
+            __m512bh line = _mm512_cvtne2ps_pbh((__m512)(load(c + kLanes) + high), (__m512)(load(c) + low));
+            bf16* out = job.out + (row + r) * job.n + column;
+            if (job.streams)
+                _mm512_stream_si512((__m512i*)out, (__m512i)line);
+            else
+                std::memcpy(out, &line, sizeof line);
+        }
+        return;
+    }
+#endif
     for (int64_t r = 0; r < rows; ++r, c += ldc) {
         bf16* out = job.out + (row + r) * job.n + column;
         for (int i = 0; i < width; i += kLanes) {
@@ -71,25 +87,23 @@ void many_rows(const Job& job, int64_t first, int64_t last) {
     Dot dot;
     static thread_local std::vector<float> sums;
     const int64_t chunks = (job.m + kRowChunk - 1) / kRowChunk, chunk = round_up((job.m + chunks - 1) / chunks, 32);
-    const int64_t pair_sums = chunk * 2 * kBlock;
-    sums.resize(pair_sums * kPairChunk);
+    const int64_t cuts = (job.steps + kDepth - 1) / kDepth, depth = (job.steps + cuts - 1) / cuts;
+    const int64_t block_sums = chunk * kBlock;
+    sums.resize(block_sums * kBlockChunk);
     for (int64_t row = 0; row < job.m; row += chunk) {
         const int64_t rows = std::min<int64_t>(chunk, job.m - row);
-        for (int64_t from = first; from < last; from += 2 * kPairChunk) {
-            const int64_t to = std::min<int64_t>(last, from + 2 * kPairChunk);
-            for (int64_t step = 0; step < job.steps; step += kDepth) {
-                const int64_t steps = std::min<int64_t>(kDepth, job.steps - step);
+        for (int64_t from = first; from < last; from += kBlockChunk) {
+            const int64_t to = std::min<int64_t>(last, from + kBlockChunk);
+            for (int64_t step = 0; step < job.steps; step += depth) {
+                const int64_t steps = std::min<int64_t>(depth, job.steps - step);
                 const bool done = step + steps == job.steps;
-                for (int64_t block = from; block < to; block += 2) {
-                    float* c = &sums[(block - from) / 2 * pair_sums];
-                    const int blocks = block + 1 < to ? 2 : 1;
-                    const bf16* next = nullptr;
-                    if (block + 3 < to) next = job.panel(block + 2, step);
-                    if (block + 2 >= to && !done && blocks == 2) next = job.panel(from, step + steps);
-                    dot.run({job.input + row * job.lda + step * kBlock, job.lda, int(rows), job.panel(block, step),
-                             job.steps * kStep, blocks, int(steps), c, 2 * kBlock, step > 0, next});
-                    for (int i = 0; done && i < blocks; ++i)
-                        finish(job, c + i * kBlock, 2 * kBlock, row, rows, block + i);
+                for (int64_t block = from; block < to; ++block) {
+                    float* c = &sums[(block - from) * block_sums];
+                    const bf16* next = block + 1 < to ? job.panel(block + 1, step) : job.panel(from, step + steps);
+                    if (block + 1 == to && done) next = nullptr;
+                    dot.run({job.input + row * job.lda + step * kBlock, job.lda, int(rows), job.panel(block, step), 0,
+                             1, int(steps), c, kBlock, step > 0, next});
+                    if (done) finish(job, c, kBlock, row, rows, block);
                 }
             }
         }
@@ -107,6 +121,9 @@ void linear(const Job& job) {
             few_rows<Dot>(job, first, last);
         else
             many_rows<Dot>(job, first, last);
+#if defined(__AVX512F__)
+        if (job.streams) _mm_sfence();
+#endif
     }
 }
 
@@ -158,7 +175,8 @@ MANTA_EXPORT void manta_linear(int isa, int threads, bf16* out, const bf16* inpu
     input = padded_input(input, m, k, lda, threads);
     const int64_t width = activation ? kBlock / 2 : kBlock;
     Job job{threads, out, input, weight, bias, m, n, lda, round_up(n, width) / width, round_up(k, kBlock) / kBlock,
-            activation};
+            activation, false};
+    job.streams = m * n * 2 > kStreamBytes && n % kBlock == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 #if defined(__AMX_BF16__)
     if (isa >= kAmx) return linear<DotAmx>(job);
 #endif
