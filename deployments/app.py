@@ -1,6 +1,7 @@
 """The Serve application: `serve run deployments.app:build model=... replicas=2`, or in a Serve YAML's `import_path`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -46,6 +47,13 @@ def build_app(config: MantaConfig) -> Application:
 def _resources(model: ModelConfig) -> dict[str, Any]:
     """A GPU where the engine uses one; else a share of a CPU that lets all replicas of a small host be placed."""
     device = model.engine.device
-    if device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
+    if device.startswith("cuda") or (device == "auto" and _has_gpus()):
         return {"num_gpus": 1, "num_cpus": 1}
     return {"num_cpus": 0.5}
+
+
+def _has_gpus() -> bool:
+    """Whether Ray has GPUs to give. `serve run` builds the app before it connects: then this machine stands for all."""
+    if ray.is_initialized():
+        return bool(ray.cluster_resources().get("GPU", 0) > 0)
+    return any(Path("/dev").glob("nvidia[0-9]*"))

@@ -26,7 +26,7 @@ def test_ray_accepts_the_file(cluster: dict[str, Any]) -> None:
 
 
 def test_the_project_is_sent_and_set_up(cluster: dict[str, Any]) -> None:
-    assert cluster["file_mounts"] == {"~/manta": "."}
+    assert cluster["file_mounts"]["~/manta"] == "."
     (setup,) = cluster["setup_commands"]
     script = re.fullmatch(r"cd ~/manta && (\S+)", setup)
     assert script and (ROOT / script[1]).exists()
