@@ -90,7 +90,7 @@ def refuse_unsupported(checkpoint: Checkpoint, config: Any) -> None:
     if not reason:
         reason = _unsupported_by_class(getattr(transformers, checkpoint.architecture))
     if reason:
-        raise UnsupportedArchitecture(f"{checkpoint.name} ({checkpoint.architecture})", reason)
+        raise UnsupportedArchitecture(_title(checkpoint), reason)
 
 
 def _unsupported_by_config(checkpoint: Checkpoint, config: Any) -> str:
@@ -142,17 +142,7 @@ def position_limit(checkpoint: Checkpoint, config: Any) -> int:
 def load_model(checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Build the model and fill it; refuses weights that are missing or belong to nothing, naming them."""
     register_attention()
-    module, report = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        config=config,
-        dtype=dtype,
-        attn_implementation=ATTENTION_NAME,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they come in the report, and are refused with it
-        output_loading_info=True,
-    )
+    module, report = _from_pretrained(checkpoint, config, dtype)
     _check_report(checkpoint, report)
     module = module.to(device).requires_grad_(False).eval()
     return LoadedModel(
@@ -162,6 +152,29 @@ def load_model(checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, devic
         vocab_size=int(config.vocab_size),
         layers=_probe_layers(checkpoint, config, module, device),
     )
+
+
+def _from_pretrained(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+    """The filled module, and what transformers reports about the weights."""
+    try:
+        module, report = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they come in the report, and are refused with it
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise UnsupportedArchitecture(_title(checkpoint), f"needs a package that is not installed: {error}") from error
+    return module, report
+
+
+def _title(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.name} ({checkpoint.architecture})"
 
 
 def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
@@ -210,7 +223,14 @@ def _probe_layers(checkpoint: Checkpoint, config: Any, module: nn.Module, device
     probe = _Probe()
     with torch.inference_mode():
         tokens = torch.arange(2, device=device)[None]
-        module(input_ids=tokens, position_ids=tokens, use_cache=False, logits_to_keep=1, attention_step=probe)
+        try:
+            module(input_ids=tokens, position_ids=tokens, use_cache=False, logits_to_keep=1, attention_step=probe)
+        except UnsupportedArchitecture:
+            raise
+        except Exception as error:  # whatever the model's code does with what an engine gives it
+            raise UnsupportedArchitecture(
+                _title(checkpoint), f"cannot compute a flat batch without its own cache: {error!r}"
+            ) from error
     kinds = getattr(config, "layer_types", None) or []
     for layer, kind in enumerate(kinds):
         if kind == "sliding_attention" and probe.windows.get(layer) != getattr(config, "sliding_window", None):
@@ -218,5 +238,5 @@ def _probe_layers(checkpoint: Checkpoint, config: Any, module: nn.Module, device
     if sorted(probe.layers) != list(range(config.num_hidden_layers)):
         probe.problem = f"{len(probe.layers)} of {config.num_hidden_layers} layers use the attention interface"
     if probe.problem:
-        raise UnsupportedArchitecture(f"{checkpoint.name} ({checkpoint.architecture})", probe.problem)
+        raise UnsupportedArchitecture(_title(checkpoint), probe.problem)
     return [probe.layers[layer] for layer in range(config.num_hidden_layers)]
