@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from engine.config import Batching, DType, EngineConfig
 from engine.core import EngineCore
+from engine.kernels.library import load_kernels
 from engine.startup import start_engine
 from tests.engine.drive_engine import drive, generate, request, tokens
 from tests.engine.tiny_models import SPECIAL, VOCAB_SIZE, save_tiny_model
@@ -161,6 +163,22 @@ def test_a_seeded_request_draws_the_same_alone_in_company_and_after_preemption(
     assert {index: tokens(chunks) for index, chunks in preempted.items()} == {
         index: tokens(chunks) for index, chunks in together.items()
     }
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="only our kernels compute a row alike in every batch")
+def test_in_bfloat16_too_company_and_preemption_change_no_token(llama_folder: Path) -> None:
+    asked = prompts(8)
+    options = [{}, SAMPLED["plain"], SAMPLED["top_k"], SAMPLED["all"]] * 2
+    requests = [
+        request(str(index), prompt, max_tokens=MAX_TOKENS, seed=index, **options[index])
+        for index, prompt in enumerate(asked)
+    ]
+    roomy = engine(llama_folder, msgspec.structs.replace(ROOMY, dtype=DType.BFLOAT16))
+    alone = {r.request_id: tokens(drive(roomy, [(0, r)])[r.request_id]) for r in requests}
+    tight = engine(llama_folder, msgspec.structs.replace(TIGHT, dtype=DType.BFLOAT16))
+    together = drive(tight, [(2 * index, r) for index, r in enumerate(requests)])
+    assert tight.scheduler.load().num_preemptions > 0
+    assert {request_id: tokens(chunks) for request_id, chunks in together.items()} == alone
 
 
 def test_a_request_goes_on_where_an_earlier_attempt_stopped(llama_folder: Path) -> None:
