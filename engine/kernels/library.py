@@ -85,6 +85,7 @@ _SIGNATURES = {
     "manta_linear": "iipppplllli",
     "manta_rms_norm": "iippplllfi",
     "manta_argmax": "iipplll",
+    "manta_draw": "iippppppplll",
     "manta_rotary": "iipppplllll",
     "manta_write_kv": "ipppppllliii",
     "manta_attention": "iiippppppppllliiiiffi",

@@ -130,18 +130,11 @@ class Worker {
                 factor /= total;
                 const float* v = state.values + int64_t(row) * dim_;
                 Element* out = job_.out + ((start + token) * job_.query_heads + head) * job_.head_dim;
-                for (int i = 0; i < job_.head_dim; i += kLanes) store_some(out + i, load(v + i) * factor, i);
+                store_values(v, factor, job_.head_dim, out);
             }
     }
 
    private:
-    void store_some(Element* out, Vec v, int from) const {
-        if (from + kLanes <= job_.head_dim) return store(out, v);
-        Element buffer[kLanes];
-        store(buffer, v);
-        std::memcpy(out, buffer, (job_.head_dim - from) * sizeof(Element));
-    }
-
     void copy_query(const Item& item) {
         Element* out = scratch_->query.data();
         const int64_t start = job_.query_start[item.sequence] + item.token;
@@ -211,30 +204,45 @@ class Worker {
 
     // Keys and values [key, key + kKeys) of the item's sequence and head; zeros behind the context.
     void pack(const Item& item, int key) {
-        static const Element zeros[256] = {};
-        const Element *keys[kKeys], *values[kKeys];
-        const int32_t* table = job_.block_tables + item.sequence * job_.table_stride;
-        const int count = std::min(kKeys, job_.context_lens[item.sequence] - key);
-        int block = key / job_.block_size, offset = key % job_.block_size;
-        for (int i = 0; i < kKeys; ++i) {
-            if (i >= count) {
-                keys[i] = values[i] = zeros;
-                continue;
-            }
-            const int64_t slot = (int64_t(table[block]) * job_.kv_heads + item.kv_head) * job_.block_size + offset;
-            keys[i] = job_.key_cache + slot * job_.head_dim;
-            values[i] = job_.value_cache + slot * job_.head_dim;
-            if (++offset == job_.block_size) offset = 0, ++block;
-        }
+        find_rows(item, key, keys_, values_);
+        find_rows(item, key + kKeys, next_keys_, next_values_);
         for (int i = 0; i < kKeys; i += kBlock)
-            pack_keys(keys + i, job_.head_dim, dim_, scratch_->keys.data() + int64_t(i) * dim_);
-        pack_values(values, kKeys, job_.head_dim, dim_, scratch_->values.data());
+            pack_keys(keys_ + i, next_keys_ + i, job_.head_dim, dim_, scratch_->keys.data() + int64_t(i) * dim_);
+        pack_values(values_, next_values_, kKeys, job_.head_dim, dim_, scratch_->values.data());
+    }
+
+    void find_rows(const Item& item, int key, const Element** keys, const Element** values) const {
+        static const Element zeros[256] = {};
+        const int count = std::clamp(job_.context_lens[item.sequence] - key, 0, kKeys);
+        for (int i = 0; i < count;) {
+            const Run run = find_run(item, key + i, key + count);
+            for (int j = 0; j < run.count; ++j, ++i) {
+                keys[i] = run.keys + int64_t(j) * job_.head_dim;
+                values[i] = run.values + int64_t(j) * job_.head_dim;
+            }
+        }
+        for (int i = count; i < kKeys; ++i) keys[i] = values[i] = zeros;
+    }
+
+    struct Run {
+        const Element *keys, *values;
+        int count;
+    };
+
+    // Rows from `key` on that lie one after the other in one block of the cache, before `end`.
+    Run find_run(const Item& item, int key, int end) const {
+        const int32_t* table = job_.block_tables + item.sequence * job_.table_stride;
+        const int offset = key % job_.block_size;
+        const int64_t block = table[key / job_.block_size];
+        const int64_t at = ((block * job_.kv_heads + item.kv_head) * job_.block_size + offset) * job_.head_dim;
+        return {job_.key_cache + at, job_.value_cache + at, std::min(job_.block_size - offset, end - key)};
     }
 
     const Job<Element>& job_;
     int dim_, group_;
     Scratch<Element>* scratch_;
     Dot dot_;
+    const Element *keys_[kKeys], *values_[kKeys], *next_keys_[kKeys], *next_values_[kKeys];
 };
 
 // All tiles of query rows, the longest first.
