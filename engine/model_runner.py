@@ -8,6 +8,7 @@ import torch
 from engine.attention import PagedStep
 from engine.kernels.argmax import NOT_FINITE, select_best_tokens
 from engine.kernels.attention_backend import AttentionBackend, select_attention
+from engine.kernels.draw import select_draw
 from engine.kernels.library import Kernels
 from engine.kernels.metadata import AttentionMetadata
 from engine.kv_cache import KVCache
@@ -45,7 +46,9 @@ class ModelRunner:
             max_num_seqs=max_num_seqs, max_model_len=max_model_len, block_size=cache.block_size
         )
         self._params = SamplingTable(max_num_seqs=max_num_seqs, vocab_size=model.vocab_size)
-        self._sampler = Sampler(self._sequences, self._params, select_best_tokens(kernels, model.device))
+        self._sampler = Sampler(
+            self._sequences, self._params, select_best_tokens(kernels, model.device), select_draw(kernels, model.device)
+        )
         self._cores = cores
         self._pinned_thread: int | None = None
 

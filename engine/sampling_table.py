@@ -14,7 +14,7 @@ GREEDY_TEMPERATURE = 1e-5
 
 
 class SamplingTable:
-    """One row of parameters per sequence. `is_plain` rows need nothing but the best token."""
+    """One row of parameters per sequence. `is_untouched` rows use their logits as they are."""
 
     def __init__(self, *, max_num_seqs: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -28,7 +28,7 @@ class SamplingTable:
         self.min_tokens: IntArray = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_logprobs: IntArray = np.full(max_num_seqs, -1, dtype=np.int64)  #: -1: none asked for
         self.seed: npt.NDArray[np.uint64] = np.zeros(max_num_seqs, dtype=np.uint64)
-        self.is_plain: npt.NDArray[np.bool_] = np.ones(max_num_seqs, dtype=np.bool_)
+        self.is_untouched: npt.NDArray[np.bool_] = np.ones(max_num_seqs, dtype=np.bool_)
         self.bias: dict[int, tuple[IntArray, FloatArray]] = {}  #: row -> token ids and what is added to their logits
         self.ending_ids: dict[int, IntArray] = {}  #: row -> ids masked while fewer than `min_tokens` are out
         self.prompt_logprobs: dict[int, int] = {}  #: row -> how many of the best beside each prompt token's own
@@ -45,7 +45,7 @@ class SamplingTable:
         self.frequency_penalty[row] = params.frequency_penalty
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
         self.seed[row] = seed_key(params.seed)
-        self.is_plain[row] = _is_plain(params)
+        self.is_untouched[row] = _is_untouched(params)
         self._set_sparse(row, new)
 
     def forget(self, row: int) -> None:
@@ -67,10 +67,9 @@ class SamplingTable:
             self.prompt_logprobs[row] = params.prompt_logprobs
 
 
-def _is_plain(params: SamplingParams) -> bool:
+def _is_untouched(params: SamplingParams) -> bool:
     return (
-        params.temperature < GREEDY_TEMPERATURE
-        and params.repetition_penalty == 1.0
+        params.repetition_penalty == 1.0
         and params.presence_penalty == 0.0
         and params.frequency_penalty == 0.0
         and not params.logit_bias

@@ -43,7 +43,7 @@ class DrawOptions:
         )
 
 
-#: Logits [R, vocabulary] and options [R] -> token ids, `NOT_FINITE` where the logits hold NaN or their best is infinite.
+#: Logits [R, vocabulary] and options [R] -> token ids, `NOT_FINITE` where logits hold NaN or their best is infinite.
 Draw = Callable[[torch.Tensor, DrawOptions], IntArray]
 
 

@@ -107,12 +107,15 @@ double sum_runs(float least, Scratch& s) {
     return total;
 }
 
+// Counts and masses of the tokens that have a weight.
 void fill_buckets(int64_t size, Scratch& s) {
     std::fill(s.mass, s.mass + kNumBuckets, 0.0);
     std::fill(s.count, s.count + kNumBuckets, 0);
     for (int64_t i = 0; i < size; ++i) {
-        const int bucket = bucket_of(s.weights[size_t(i)]);
-        s.mass[bucket] += double(s.weights[size_t(i)]);
+        const float weight = s.weights[size_t(i)];
+        if (weight == 0.0f) continue;
+        const int bucket = bucket_of(weight);
+        s.mass[bucket] += double(weight);
         ++s.count[bucket];
     }
 }
@@ -135,7 +138,8 @@ void cut_after(const Candidate& last, Scratch& s) {
 void keep_top_k(int64_t k, int64_t size, Scratch& s) {
     int64_t above = 0;
     int bucket = kNumBuckets - 1;
-    for (; above + s.count[bucket] < k; --bucket) above += s.count[bucket];
+    for (; bucket >= 0 && above + s.count[bucket] < k; --bucket) above += s.count[bucket];
+    if (bucket < 0) return;  // fewer than k have any weight
     collect(bucket, size, s);
     const Candidate last = s.candidates[size_t(k - above - 1)];
     cut_after(last, s);
