@@ -2,10 +2,9 @@
 
 import argparse
 import importlib
-import os
 import sys
-from pathlib import Path
 
+from deployments.ray_environment import prepare_to_join
 from engine.errors import MantaError
 
 _COMMANDS = {
@@ -21,7 +20,7 @@ _COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; an error that names its remedy is printed without a traceback."""
     words = sys.argv[1:] if argv is None else argv
-    use_ray_token()
+    prepare_to_join(_address(words))
     parser = argparse.ArgumentParser(prog="manta", description="Serves large language models on a Ray cluster.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, help_text) in _COMMANDS.items():
@@ -40,14 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def use_ray_token() -> None:
-    """Let this process join the clusters that `manta serve` starts, which ask for this user's token.
-
-    Ray writes the token when it first starts a cluster, but reads whether to use it from the environment alone, and
-    only while it is imported.
-    """
-    if (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def _address(words: list[str]) -> str | None:
+    """The Ray cluster that the command line names. Looked for before the parser is complete: that imports Ray."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--address")
+    found: str | None = finder.parse_known_args(words)[0].address
+    return found
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ EXAMPLES = [example for page in ("api.md", "quickstart.md") for example in find_
 def run_example(example: Example, server: LiveServer) -> subprocess.CompletedProcess[str]:
     interpreter = {"bash": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[example.language]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cluster = {"RAY_ADDRESS": server.ray_address, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
-    environment = {**os.environ, "PATH": path, **cluster}
+    # as docs/api.md tells programs that join the cluster of `manta serve` from outside
+    joining = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_ADDRESS": server.ray_address}
+    environment = {**os.environ, "PATH": path, **joining}
     return subprocess.run(
         interpreter,
         input=example.code_for(server.url, server.model),
