@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
@@ -72,7 +73,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    attention_step: AttentionStep,
+    attention_step: AttentionStep | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -80,19 +81,30 @@ def attend(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers' layers call: tensors are [1, heads, T, head_dim], the answer [1, T, heads, head_dim]."""
+    if attention_step is None:
+        raise UnsupportedArchitecture(type(module).__name__, "its layers do not hand keyword arguments on to attention")
     if attention_mask is not None or others.get("position_bias") is not None:
         raise UnsupportedArchitecture(type(module).__name__, "its attention adds a mask or a bias of its own")
     if not getattr(module, "is_causal", True):
         raise UnsupportedArchitecture(type(module).__name__, "its attention is bidirectional")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    value_dim = value.shape[-1]
+    head_dim = max(query.shape[-1], value_dim)  # zeros fill the shorter: they add nothing to scores, nor to sums
     attended = attention_step.attend(
         module.layer_idx,  # type: ignore[arg-type]
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        _by_token(query, head_dim),
+        _by_token(key, head_dim),
+        _by_token(value, head_dim),
         LayerOptions(scale, sliding_window, softcap, s_aux),
     )
-    return attended.unsqueeze(0), None
+    return attended[..., :value_dim].unsqueeze(0), None
+
+
+def _by_token(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """[1, heads, T, dim] -> [T, heads, head_dim], filled up with zeros."""
+    tokens = heads[0].transpose(0, 1)
+    missing = head_dim - tokens.shape[-1]
+    return F.pad(tokens, (0, missing)) if missing else tokens
 
 
 def register_attention() -> None:

@@ -208,14 +208,13 @@ class _Probe:
         """See `AttentionStep`."""
         if layer in self.layers:
             self.problem = f"layer {layer} attends twice"
-        if key.shape != value.shape or query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
+        if key.shape != value.shape or query.shape[0] != key.shape[0]:
             self.problem = (
-                f"layer {layer} has keys {list(key.shape)} and values {list(value.shape)} (tokens, heads, dim), "
-                "which the paged cache takes in one shape only"
+                f"layer {layer} has keys {list(key.shape)} and values {list(value.shape)} (tokens, heads, dim)"
             )
         self.layers[layer] = LayerShape(key.shape[1], key.shape[2])
         self.windows[layer] = options.sliding_window
-        return torch.zeros(*query.shape[:2], value.shape[-1], dtype=query.dtype, device=query.device)
+        return torch.zeros_like(query)
 
 
 def _probe_layers(checkpoint: Checkpoint, config: Any, module: nn.Module, device: torch.device) -> list[LayerShape]:
