@@ -1,0 +1,1 @@
+"""The corpus, the tokenizer and the training of the demo model."""
