@@ -15,7 +15,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setenv(name, "to be taken back")
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(ray_environment, "running_clusters", lambda: [])
+    monkeypatch.setattr(ray_environment, "running_clusters", list)
     return tmp_path
 
 
