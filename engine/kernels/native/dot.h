@@ -26,6 +26,12 @@ struct Operands {
     const Element* next;  // B that comes after this call, to be fetched meanwhile; or null
 };
 
+// B streams from memory: asked for beyond the end of the page, where the hardware's own prefetching stops.
+inline void fetch_ahead(const bf16* b) {
+    __builtin_prefetch(reinterpret_cast<const char*>(b) + 4096);
+    __builtin_prefetch(reinterpret_cast<const char*>(b) + 4096 + 64);
+}
+
 // Plain C++: the compiler vectorises it for whatever the machine has. A bf16 pair is one 32-bit number whose high half
 // is the odd input's float already and whose low half is the even input's after a shift.
 struct DotGeneric {
@@ -33,13 +39,15 @@ struct DotGeneric {
     static constexpr int kRows = 4;
 
     template <int Rows>
-    static void tile(const bf16* a, int64_t lda, const bf16* b, int steps, float* c, int64_t ldc, bool accumulate) {
+    static void tile(const bf16* a, int64_t lda, const bf16* b, int steps, float* c, int64_t ldc, bool accumulate,
+                     bool stream) {
         constexpr int vecs = kBlock / kLanes;
         Vec acc[Rows][vecs] = {};
         if (accumulate)
             for (int r = 0; r < Rows; ++r)
                 for (int v = 0; v < vecs; ++v) acc[r][v] = load(c + r * ldc + v * kLanes);
         for (int k = 0; k < steps * kBlock; k += 2, b += 2 * kBlock) {
+            if (stream) fetch_ahead(b);
             for (int v = 0; v < vecs; ++v) {
                 VecU w;
                 std::memcpy(&w, b + 2 * v * kLanes, sizeof w);
@@ -60,7 +68,9 @@ struct DotFloat {
     static constexpr int kRows = 4;
 
     template <int Rows>
-    static void tile(const float* a, int64_t lda, const float* b, int steps, float* c, int64_t ldc, bool accumulate) {
+    static void tile(const float* a, int64_t lda, const float* b, int steps, float* c, int64_t ldc, bool accumulate,
+                     bool stream) {
+        (void)stream;  // float B is what attention has just packed
         constexpr int vecs = kBlock / kLanes;
         Vec acc[Rows][vecs] = {};
         if (accumulate)
@@ -82,12 +92,14 @@ struct DotAvx512 {
     static constexpr int kRows = 12;  // 24 sums and 2 weights of the 32 registers
 
     template <int Rows>
-    static void tile(const bf16* a, int64_t lda, const bf16* b, int steps, float* c, int64_t ldc, bool accumulate) {
+    static void tile(const bf16* a, int64_t lda, const bf16* b, int steps, float* c, int64_t ldc, bool accumulate,
+                     bool stream) {
         __m512 acc[Rows][2];
         for (int r = 0; r < Rows; ++r)
             for (int v = 0; v < 2; ++v)
                 acc[r][v] = accumulate ? _mm512_loadu_ps(c + r * ldc + v * 16) : _mm512_setzero_ps();
         for (int k = 0; k < steps * kBlock; k += 2, b += 2 * kBlock) {
+            if (stream) fetch_ahead(b);
             __m512bh w0 = (__m512bh)_mm512_loadu_si512(b), w1 = (__m512bh)_mm512_loadu_si512(b + kBlock);
             for (int r = 0; r < Rows; ++r) {
                 int pair;
@@ -113,7 +125,7 @@ struct Tiled {
         if constexpr (Rows > 1) {
             if (rows < Rows) return rows_left<Rows - 1>(rows, o, a, b, c);
         }
-        Tile::template tile<Rows>(a, o.lda, b, o.steps, c, o.ldc, o.accumulate);
+        Tile::template tile<Rows>(a, o.lda, b, o.steps, c, o.ldc, o.accumulate, o.next != nullptr);
     }
 
     void run(const Operands<Element>& o) {
