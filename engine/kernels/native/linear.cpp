@@ -13,7 +13,7 @@ namespace {
 // Above kFewRows the rows are the larger operand: then inputs are cut so that kDepth steps of one block of weights stay
 // in the first-level cache while kRowChunk rows of inputs, in the second-level cache, pass over kBlockChunk blocks.
 constexpr int64_t kStreamBytes = 4 << 20;
-constexpr int kFewRows = 32, kDepth = 10, kRowChunk = 576, kBlockChunk = 4;
+constexpr int kFewRows = 64, kDepth = 10, kRowChunk = 576, kBlockChunk = 4;
 
 struct Job {
     int threads;
