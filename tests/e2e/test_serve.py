@@ -12,8 +12,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import ray
-from ray import serve
 
 from tests.e2e.live_server import LiveServer, start
 
@@ -97,21 +95,31 @@ def test_a_client_that_leaves_frees_the_engine(live_server: LiveServer) -> None:
         assert time.monotonic() < until, "the request still runs"
 
 
+HANDLE_PROGRAM = """
+import ray
+from ray import serve
+
+ray.init(address="auto", log_to_driver=False)
+manta = serve.get_app_handle("manta")
+done = manta.generate.remote("The sea is", max_tokens=8, seed=1).result()
+streaming = manta.options(stream=True)
+pieces = list(streaming.stream.remote("The sea is", max_tokens=8, seed=1))
+assert done["choices"][0]["text"] == "".join(piece["choices"][0]["text"] for piece in pieces), (done, pieces)
+hello = [{"role": "user", "content": "Hello"}]
+assert manta.chat.remote(hello, max_tokens=20).result()["choices"][0]["message"]["content"]
+assert list(streaming.chat_stream.remote(hello, max_tokens=20))[-1]["choices"][0]["finish_reason"]
+"""
+
+
 def test_a_handle_from_inside_the_cluster(live_server: LiveServer) -> None:
-    ray.init(address=live_server.ray_address, namespace="manta", log_to_driver=False, ignore_reinit_error=True)
-    try:
-        handle = serve.get_app_handle("manta")
-        done = handle.generate.remote("The sea is", model=live_server.model, max_tokens=8, seed=1).result(timeout_s=30)
-        assert done["choices"][0]["text"]
-        pieces = list(
-            handle.options(stream=True).stream.remote("The sea is", model=live_server.model, max_tokens=8, seed=1)
-        )
-        assert "".join(piece["choices"][0]["text"] for piece in pieces) == done["choices"][0]["text"]
-        messages = [{"role": "user", "content": "Hello"}]
-        answer = handle.chat.remote(messages, model=live_server.model, max_tokens=20).result(timeout_s=30)
-        assert answer["choices"][0]["message"]["content"]
-    finally:
-        ray.shutdown()
+    joining = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_ADDRESS": live_server.ray_address,
+    }
+    command = [sys.executable, "-c", HANDLE_PROGRAM]
+    done = subprocess.run(command, env={**os.environ, **joining}, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
 
 
 def test_manta_bench_reports_a_served_load(live_server: LiveServer) -> None:
