@@ -82,6 +82,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     replicas: Annotated[int, Meta(ge=1, le=1024, description="Engines of this model.")] = 1
     engine: EngineConfig = EngineConfig()
 
+    def __post_init__(self) -> None:
+        tokens, sequences = self.engine.max_batched_tokens, self.engine.max_num_seqs
+        if tokens < sequences:
+            remedy = f"give at least max_num_seqs = {sequences}: each running sequence takes a token of a step"
+            raise ConfigError("engine.max_batched_tokens", tokens, remedy)
+
     @property
     def location(self) -> str:
         """The directory or hub id; `demo` is the package's own directory on whatever host this runs."""

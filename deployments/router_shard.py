@@ -24,8 +24,8 @@ class RouterAddress:
 
 
 class _GatewayPeer:
-    def __init__(self, shard: "RouterShard", name: str) -> None:
-        self._shard, self._name = shard, name
+    def __init__(self, shard: "RouterShard", name: str, connection: FrameConnection) -> None:
+        self._shard, self._name, self._connection = shard, name, connection
 
     def on_frame(self, frame: Any) -> None:
         router, now = self._shard.router, time.monotonic()
@@ -36,8 +36,9 @@ class _GatewayPeer:
                 self._shard.post(router.on_withdraw(frame, now))
 
     def on_lost(self) -> None:
-        self._shard.gateways.pop(self._name, None)
-        self._shard.router.on_gateway_lost(self._name)
+        if self._shard.gateways.get(self._name) is self._connection:  # else it has connected anew meanwhile
+            del self._shard.gateways[self._name]
+            self._shard.router.on_gateway_lost(self._name)
 
 
 class _ReplicaPeer:
@@ -50,12 +51,14 @@ class _ReplicaPeer:
         match frame:
             case Announce():
                 self._info = frame.replica
+                self._shard.replicas[frame.replica.replica_id] = self
                 self._shard.post(router.on_announce(frame, now))
             case Report() if self._info is not None:
                 self._shard.post(router.on_report(self._info, frame, now))
 
     def on_lost(self) -> None:
-        if self._info is not None:
+        if self._info is not None and self._shard.replicas.get(self._info.replica_id) is self:
+            del self._shard.replicas[self._info.replica_id]
             self._shard.post(self._shard.router.on_replica_lost(self._info))
 
 
@@ -65,6 +68,7 @@ class RouterShard:
     def __init__(self, config: RouterConfig, secret: bytes) -> None:
         self.router = Router(config, LeastLoaded())
         self.gateways: dict[str, FrameConnection] = {}
+        self.replicas: dict[str, _ReplicaPeer] = {}
         self._server = FrameServer(ToRouter, secret, self._accept)
         self._ticker: asyncio.Task[None] | None = None
 
@@ -84,7 +88,7 @@ class RouterShard:
             return _ReplicaPeer(self)
         self.gateways[hello.name] = connection
         self.post(self.router.on_gateway(hello.name))
-        return _GatewayPeer(self, hello.name)
+        return _GatewayPeer(self, hello.name, connection)
 
     def post(self, outbox: Outbox) -> None:
         for gateway, message in outbox:

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from cluster.errors import DeadlineExceeded, EngineFailed
+from cluster.frames import FromRouter
 from cluster.generation import RequestContext
+from deployments.router_link import RouterLink
 from engine.request import FinishReason
 from tests.deployments.serving_world import chain, request, serving_world, until
 
@@ -90,6 +92,17 @@ async def test_a_restarted_router_is_whole_again() -> None:
         await world.restart_router()
         assert tokens_of(await first) == chain([1], 100)
         assert tokens_of(await second) == chain([2], 5)
+
+
+async def test_a_replica_that_connects_anew_stays_known_when_its_old_connection_ends() -> None:
+    async with serving_world() as world:
+        replica, old = world.replicas[0], world.replicas[0].link
+        replica.link = RouterLink(world.find_router, FromRouter, ("replica", replica.name), replica.server)
+        await until(lambda: len(world.shard.router.replicas()) == 1)
+        await asyncio.sleep(0.05)
+        old.close()
+        await asyncio.sleep(0.05)
+        assert tokens_of(await world.generate(request("q", [1], 3))) == chain([1], 3)
 
 
 async def test_the_engines_refusal_comes_back() -> None:
