@@ -1,4 +1,7 @@
-"""The Serve application: `serve run deployments.app:build model=... replicas=2`, or in a Serve YAML's `import_path`."""
+"""The Serve application: `serve run --name manta deployments.app:build model=DIR replicas=2`, or in a Serve YAML.
+
+Under the name `manta` the Python handle is found: `serve.get_app_handle("manta")`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

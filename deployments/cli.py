@@ -4,16 +4,16 @@ import argparse
 import importlib
 import sys
 
-from deployments.ray_environment import prepare_to_join
+from deployments.commands.ray_environment import prepare_to_join
 from engine.errors import MantaError
 
 _COMMANDS = {
-    "serve": ("deployments.serve_command", "serve a model over HTTP until Ctrl-C"),
-    "status": ("deployments.status_command", "show router shards, replicas, ranks, load and KV use of a running app"),
-    "chat": ("deployments.chat_client", "talk to a served model in the terminal"),
-    "bench": ("deployments.bench_command", "put load on a server and show what its clients saw"),
-    "config": ("deployments.config_command", "check a configuration and print it with its derived values"),
-    "doctor": ("deployments.doctor", "check this machine and say what to do"),
+    "serve": ("deployments.commands.serve", "serve a model over HTTP until Ctrl-C"),
+    "status": ("deployments.commands.status", "show router shards, replicas, ranks, load and KV use of a running app"),
+    "chat": ("deployments.commands.chat_client", "talk to a served model in the terminal"),
+    "bench": ("deployments.commands.bench", "put load on a server and show what its clients saw"),
+    "config": ("deployments.commands.config", "check a configuration and print it with its derived values"),
+    "doctor": ("deployments.commands.doctor", "check this machine and say what to do"),
 }
 
 

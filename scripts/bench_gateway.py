@@ -26,8 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 from cluster.config import ModelConfig
-from deployments.bench_command import percentiles, summarise
-from deployments.http_load import Timeline, streamed_completion
+from deployments.commands.bench import percentiles, summarise
+from deployments.commands.http_load import Timeline, streamed_completion
 from engine.engine_loop import EngineLoop
 from engine.request import EngineLoad, GenerateRequest, SamplingParams, TokenChunk
 from scripts.null_app import HOST, MODEL, PARTS, free_ports, null_engine, run_part

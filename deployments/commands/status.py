@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from deployments.local_cluster import router_status
+from deployments.commands.local_cluster import router_status
 from deployments.router_actor import NAMESPACE
 
 
@@ -22,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not _answers(args.address):
+        print(f"manta: nothing listens at {args.address!r}; is `manta serve` running?", file=sys.stderr)
+        return 1
     try:
         ray.init(address=args.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError) as error:
@@ -39,6 +43,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(status, Console())
     return 0
+
+
+def _answers(address: str, timeout_s: float = 3.0) -> bool:
+    """Whether something listens at `host:port`: Ray would try for minutes. Other forms are for Ray to judge."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        return True
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout_s):
+            return True
+    except OSError:
+        return False
 
 
 def _show(status: dict[str, Any], console: Console) -> None:

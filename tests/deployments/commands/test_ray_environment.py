@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments import ray_environment
-from deployments.ray_environment import AUTH_MODE, OUTER_ADDRESSES, is_loopback, prepare_to_join
+from deployments.commands import ray_environment
+from deployments.commands.ray_environment import AUTH_MODE, OUTER_ADDRESSES, is_loopback, prepare_to_join
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """`manta doctor`: looks at this machine and says what to do; changes nothing but the kernel cache.
 
-Reading the machine is in `deployments.doctor_readings`; here every reading is judged. A failure means that serving
-will not work, a warning that it will work worse than it could.
+Reading the machine is in `deployments.commands.doctor_readings`; here every reading is judged. A failure means that
+serving will not work, a warning that it will work worse than it could.
 """
 
 import argparse
@@ -13,8 +13,15 @@ from enum import StrEnum
 from rich.console import Console
 from rich.table import Table
 
-from deployments import doctor_readings as readings
-from deployments.doctor_readings import GIB, GpuReading, KernelReading, MemoryReading, PortReading, TorchReading
+from deployments.commands import doctor_readings as readings
+from deployments.commands.doctor_readings import (
+    GIB,
+    GpuReading,
+    KernelReading,
+    MemoryReading,
+    PortReading,
+    TorchReading,
+)
 
 
 class Status(StrEnum):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deployments.http_load import Timeline, streamed_completion
+from deployments.commands.http_load import Timeline, streamed_completion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from deployments import doctor
-from deployments import doctor_readings as readings
-from deployments.doctor import Finding, Status
-from deployments.doctor_readings import (
+from deployments.commands import doctor
+from deployments.commands import doctor_readings as readings
+from deployments.commands.doctor import Finding, Status
+from deployments.commands.doctor_readings import (
     GIB,
     CoreReading,
     DiskReading,

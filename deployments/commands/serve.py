@@ -1,9 +1,9 @@
-"""`manta serve`: its arguments; `deployments.serving_session` does the work."""
+"""`manta serve`: its arguments; `deployments.commands.serving_session` does the work."""
 
 import argparse
 import os
 
-from deployments.config_command import add_config_arguments, config_from
+from deployments.commands.config import add_config_arguments, config_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,6 @@ def run(args: argparse.Namespace) -> int:
     if args.address is None:
         # Ray reads this when it is imported: off, its nodes use loopback addresses and nobody outside reaches them
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from deployments.serving_session import serve_until_stopped
+    from deployments.commands.serving_session import serve_until_stopped
 
     return serve_until_stopped(config, args.address, args.start_timeout)

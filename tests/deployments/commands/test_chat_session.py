@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.chat_session import ChatSession, Quit
+from deployments.commands.chat_session import ChatSession, Quit
 
 
 def session() -> ChatSession:

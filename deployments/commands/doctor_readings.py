@@ -1,4 +1,4 @@
-"""What `manta doctor` reads from this machine; judging it is `deployments.doctor`'s.
+"""What `manta doctor` reads from this machine; judging it is `deployments.commands.doctor`'s.
 
 Torch is imported only inside `read_torch`, for the command line must start without it.
 """

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from deployments.chat_session import ChatSession, Quit
+from deployments.commands.chat_session import ChatSession, Quit
 from engine.errors import MantaError
 
 #: A connection must come at once; a first token may wait in the server's queue.

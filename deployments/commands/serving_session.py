@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster.config import MantaConfig
 from deployments.app import APP_NAME, build_app
-from deployments.local_cluster import local_ray, router_status, start_serve, stop_app
+from deployments.commands.local_cluster import local_ray, router_status, start_serve, stop_app
 from engine.errors import MantaError
 
 POLL_S = 0.2

@@ -1,0 +1,1 @@
+"""The `manta` command's subcommands; `deployments.cli` puts them together."""
