@@ -105,7 +105,7 @@ def chat_server() -> Iterator[ChatServer]:
 
 
 PROGRAM = (
-    "import argparse, sys; from deployments import chat_client; from engine.errors import MantaError\n"
+    "import argparse, sys; from deployments.commands import chat_client; from engine.errors import MantaError\n"
     "parser = argparse.ArgumentParser(); chat_client.add_arguments(parser)\n"
     "try: sys.exit(chat_client.run(parser.parse_args()))\n"
     "except MantaError as error: sys.exit(f'manta: {error}')\n"
