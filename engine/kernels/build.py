@@ -137,7 +137,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         library = build()
-    except KernelBuildError as error:
+    except (KernelBuildError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"CPU kernels: {library}")
