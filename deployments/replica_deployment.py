@@ -17,7 +17,7 @@ from deployments.router_link import RouterLink
 from deployments.router_shard import RouterAddress
 from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead
-from engine.openmp import wait_asleep
+from engine.openmp import wait_briefly
 from engine.request import EngineLoad, TokenChunk
 from parallel.cores import read_host_cores, share_cores
 
@@ -47,7 +47,7 @@ class ReplicaDeployment:
         self._engine.start()
 
     def _start_engine(self) -> Any:
-        wait_asleep()  # before torch brings OpenMP
+        wait_briefly()  # before torch brings OpenMP
         from engine.startup import start_engine  # imports torch, which the process that builds the app never needs
 
         note = self._router.note_phase.remote

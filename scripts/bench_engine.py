@@ -22,7 +22,7 @@ from rich.table import Table
 
 from engine.config import Batching, DType, EngineConfig, EngineInfo
 from engine.core import EngineCore, StepExecutor
-from engine.openmp import wait_asleep
+from engine.openmp import wait_briefly
 from engine.request import GenerateRequest, SamplingParams
 from engine.scheduler import Scheduler
 from engine.step import StepPlan
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(model: str, config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
-    wait_asleep()
+    wait_briefly()
     from engine.startup import start_engine  # imports torch: `--help` need not
 
     with console.status("starting") as status:
