@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other: awake for a moment, then asleep. Call `wait_briefly` before torch is imported.
+"""How OpenMP's threads wait for each other: awake for a moment, then asleep. `wait_briefly` goes before torch's import.
 
 A decode step is some sixty short parallel regions with a little Python between them. A thread that goes to sleep at
 once has to be woken sixty times; one that stays awake for long sits on the very core that the thread it waits for may
