@@ -6,6 +6,7 @@ are all that goes to standard output.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -206,12 +207,42 @@ def converse(client: httpx.Client, session: ChatSession, terminal: Terminal, goe
                 return False
 
 
+class CtrlC:
+    """Raises KeyboardInterrupt on Ctrl-C, and remembers it: Python drops an exception raised inside a finalizer."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+
+    def __enter__(self) -> "CtrlC":
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self._pressed = True
+        raise KeyboardInterrupt
+
+    def after(self, show: Callable[[str], None]) -> Callable[[str], None]:
+        """`show`, ending the answer when Ctrl-C was pressed before."""
+
+        def show_unless_pressed(piece: str) -> None:
+            show(piece)
+            if self._pressed:
+                raise KeyboardInterrupt
+
+        return show_unless_pressed
+
+
 def answer_line(client: httpx.Client, session: ChatSession, terminal: Terminal, line: str) -> None:
     """Stream the answer to one message; Ctrl-C keeps what has come and tells the server to stop."""
     answer = Answer()
     terminal.begin_answer(session.model)
     try:
-        stream_answer(client, session.request(line), answer, terminal.show, time.monotonic)
+        with CtrlC() as ctrl_c:
+            show = ctrl_c.after(terminal.show)
+            stream_answer(client, session.request(line), answer, show, time.monotonic)
         terminal.end_answer(answer.summary())
     except RequestFailed:
         terminal.end_answer("broken off" if answer.text else "no answer")
