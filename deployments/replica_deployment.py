@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 import ray
@@ -22,6 +24,7 @@ from engine.request import EngineLoad, TokenChunk
 from parallel.cores import read_host_cores, share_cores
 
 logger = logging.getLogger("manta.replica")
+T = TypeVar("T")
 
 
 class ReplicaDeployment:
@@ -35,7 +38,7 @@ class ReplicaDeployment:
         self._loop = asyncio.get_running_loop()
         self._router = router_shard(self._config.router)
         address: RouterAddress = await self._router.join.remote()
-        core, info = await asyncio.to_thread(self._start_engine)
+        core, info = await _in_passing_thread(self._start_engine)
         self._engine = EngineLoop(core, on_step=self._on_step, on_dead=self._on_dead)
         self._server = ReplicaServer(self._engine, address.secret)
         host = ray.util.get_node_ip_address()
@@ -88,3 +91,14 @@ class ReplicaDeployment:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.close()
+
+
+async def _in_passing_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that has ended when its result is here.
+
+    OpenMP gives each thread that computes a team of its own, and as soon as it counts more threads than cores their
+    waiting turns from spinning to sleeping (engine steps then take twice as long). So the thread that loads and warms
+    up must not live beside the engine loop's.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
