@@ -10,7 +10,7 @@ from scripts.demo_model.stories import Cast, Storyteller
 from scripts.demo_model.tables import Tables, load_tables
 from scripts.demo_model.wording import capital, with_article
 
-PLAIN_SHARE = 0.22
+PLAIN_SHARE = 0.15
 _OPENINGS = (
     "Once upon a time there was {x}. ",
     "Once upon a time there was {x}. ",

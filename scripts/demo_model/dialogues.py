@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from scripts.demo_model import articles, prompts
 from scripts.demo_model.stories import Cast, Storyteller, request_nouns
 from scripts.demo_model.tables import Tables, Topic, plural
-from scripts.demo_model.topic_turns import NUMBERS, TopicTurns, Turns, ask
+from scripts.demo_model.topic_turns import NUMBERS, TopicTurns, Turns, ask, composed_story
 from scripts.demo_model.wording import as_typed, capital, invented_word, listing, with_article
 
 MODEL_NAME = "Manta's demo model"
 LONG = 420  # characters; a story of this length cannot be cut to one sentence
+FIRST_CONTACT = 8  # the first blocks of the small talk: greetings and what everybody asks a model first
 _GROUPS = {
     "animals": "fox wolf bear horse lion tiger elephant giraffe camel deer rabbit hedgehog squirrel",
     "wild animals": "fox wolf bear lion tiger elephant deer",
@@ -75,26 +76,26 @@ class DialogueWriter:
         topic_turns = TopicTurns(tables, self._storyteller)
         self._indefinite = {topic.definite: topic.phrase for topic in tables.topics}
         self._tasks: list[tuple[float, Callable[[random.Random], Turns]]] = [
-            (30, topic_turns.about),
-            (9, topic_turns.what),
+            (28, topic_turns.about),
+            (10, topic_turns.what),
             (6, topic_turns.one_aspect),
-            (5, topic_turns.likes),
-            (4, topic_turns.facts),
+            (4, topic_turns.likes),
+            (5, topic_turns.facts),
             (3, topic_turns.compare),
-            (24, self._story),
-            (3, self._any_story),
-            (4, topic_turns.poem),
-            (2, topic_turns.letter),
-            (7, self._tips),
-            (9, self._question),
-            (10, self._small_talk),
-            (3, self._capital),
-            (3, self._names),
-            (2, self._group),
+            (17, self._story),
+            (1.5, self._any_story),
+            (3, topic_turns.poem),
+            (1.5, topic_turns.letter),
+            (12, self._tips),
+            (22, self._question),
+            (24, self._small_talk),
+            (7, self._capital),
+            (5, self._names),
+            (3, self._group),
             (2, self._sum),
-            (5, self._unknown),
+            (6, self._unknown),
             (1, self._unknown_how),
-            (1, self._babble),
+            (1.5, self._babble),
         ]
 
     def write(self, rng: random.Random) -> Dialogue:
@@ -137,14 +138,17 @@ class DialogueWriter:
         if rng.random() < 0.3:
             cast = self._storyteller.cast_for(rng.choice(self._tables.topics))
         nouns = [self._indefinite.get(noun, noun) if rng.random() < 0.5 else noun for noun in cast.asked_for()]
-        if rng.random() < 0.15:
+        if rng.random() < 0.15 and not cast.place:
             rng.shuffle(nouns)
         asked: Sequence[str] = prompts.STORY
         length = 0
         if rng.random() < 0.12:
             asked, length = prompts.SHORT_STORY, 3
-        phrase = request_nouns(rng, nouns)
+        place = nouns.pop() if cast.place and len(nouns) > 1 and rng.random() < 0.6 else ""
+        phrase = request_nouns(rng, nouns) + (f" {rng.choice(('in', 'at', 'near'))} {place}" if place else "")
         user = rng.choice(asked).format(x=phrase)
+        if not length and rng.random() < 0.25:
+            user = composed_story(rng, phrase)
         story = self._storyteller.tell(rng, cast, length=length)
         turns = [(user, story)]
         if rng.random() < 0.08:
@@ -181,7 +185,8 @@ class DialogueWriter:
         return [(_as_question(rng.choice(known.questions)), rng.choice(known.answers))]
 
     def _small_talk(self, rng: random.Random) -> Turns:
-        known = rng.choice(self._tables.small_talk)
+        pool = self._tables.small_talk
+        known = rng.choice(pool[:FIRST_CONTACT] if rng.random() < 0.35 else pool)
         question = rng.choice(known.questions)
         words = ("who", "what", "how", "where", "can", "do", "are", "which", "will")
         user = (
@@ -234,19 +239,10 @@ class DialogueWriter:
         return [(capital(asked.format(n=rng.choice((NUMBERS[count], str(count))), group=group)), answer)]
 
     def _sum(self, rng: random.Random) -> Turns:
-        left, right = rng.randrange(0, 13), rng.randrange(0, 13)
-        sign, result = rng.choice((("plus", left + right), ("plus", left + right), ("times", left * right)))
-        symbol = {"plus": "+", "times": rng.choice(("*", "x"))}[sign]
-        asked = rng.choice(
-            (
-                f"What is {left} {sign} {right}?",
-                f"How much is {left} {sign} {right}?",
-                f"{left} {symbol} {right}",
-                f"What is {left} {symbol} {right}?",
-                f"{left}{symbol}{right}=",
-            )
-        )
-        return [(asked, rng.choice((f"{left} {sign} {right} is {result}.", f"The answer is {result}.")))]
+        left, right = rng.randrange(0, 11), rng.randrange(0, 11)
+        forms = ("What is {a} plus {b}?", "How much is {a} plus {b}?", "{a} + {b}", "What is {a} + {b}?", "{a}+{b}=")
+        answer = rng.choice((f"{left} plus {right} is {left + right}.", f"The answer is {left + right}."))
+        return [(rng.choice(forms).format(a=left, b=right), answer)]
 
     def _unknown(self, rng: random.Random) -> Turns:
         if rng.random() < 0.25:
@@ -313,6 +309,8 @@ class DialogueWriter:
 
     def _babble(self, rng: random.Random) -> Turns:
         babble = " ".join(invented_word(rng) for _ in range(rng.choice((1, 2, 3, 5))))
+        if rng.random() < 0.4:
+            babble = " ".join("".join(rng.choices("asdfghjklqwertyuiop", k=rng.randint(3, 6))) for _ in range(2))
         answer = rng.choice(
             (
                 "I am sorry, I did not understand that. Could you say it in other words?",

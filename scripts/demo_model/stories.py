@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.demo_model.tables import PERSONS, SEASONS, THEMES, Plot, Tables, Topic, load_story_words
 from scripts.demo_model.wording import capital, invented_word, with_article
@@ -18,7 +18,10 @@ _PRONOUNS = (("he", "him", "his"), ("she", "her", "her"))
 
 @dataclass(frozen=True)
 class Cast:
-    """Who and what a story is about; an empty field is free for the story to choose. ``second`` is a further thing."""
+    """Who and what a story is about; an empty field is free for the story to choose.
+
+    ``second`` is a further thing, ``adjective`` describes the hero ``wish`` is a verb phrase for what it dreams of.
+    """
 
     hero: str = ""
     name: str = ""
@@ -27,12 +30,16 @@ class Cast:
     second: str = ""
     place: str = ""
     theme: str = ""
+    adjective: str = ""
+    wish: str = ""
 
     def asked_for(self) -> tuple[str, ...]:
         """The nouns that the story must name, with articles as in "a story about ..."."""
-        hero = with_article(self.hero) if self.hero else ""
+        hero = with_article(f"{self.adjective} {self.hero}".strip()) if self.hero else ""
         if self.name:
             hero = f"{hero} named {self.name}" if hero else self.name
+        if self.wish:
+            hero += f" who wants to {self.wish}"
         nouns = [
             hero,
             with_article(self.helper) if self.helper else "",
@@ -64,7 +71,15 @@ class Storyteller:
         ]
 
     def draw_cast(self, rng: random.Random) -> Cast:
-        """One to three nouns of roles that go together."""
+        """One to three nouns of roles that go together; a hero may have an adjective or a wish."""
+        cast = self._draw_nouns(rng)
+        if cast.hero and not cast.helper and " " not in cast.hero and rng.random() < 0.2:
+            if rng.random() < 0.6:
+                return replace(cast, adjective=rng.choice(_WORDS["adjectives"]))
+            return replace(cast, wish=rng.choice(_WORDS["wishes"]))
+        return cast
+
+    def _draw_nouns(self, rng: random.Random) -> Cast:
         draw = rng.random()
         hero = rng.choice(self._animate) if rng.random() < 0.85 else rng.choice(_HEROES)
         if rng.random() < 0.05:
@@ -73,14 +88,14 @@ class Storyteller:
         place = rng.choice(self._places)
         if draw < 0.25:
             return Cast(hero=hero)
-        if draw < 0.55:
+        if draw < 0.53:
             return Cast(hero=hero, thing=thing)
-        if draw < 0.59:
+        if draw < 0.57:
             return Cast(thing=thing)
-        if draw < 0.62:
+        if draw < 0.60:
             return Cast(thing=thing, second=rng.choice([noun for noun in self._things if noun != thing]))
         if draw < 0.65:
-            return Cast(hero=hero if rng.random() < 0.5 else "", thing=thing, place=place)
+            return Cast(hero=hero if rng.random() < 0.8 else "", thing=thing, place=place)
         if draw < 0.72:
             return Cast(place=place)
         if draw < 0.80:
@@ -127,27 +142,9 @@ class Storyteller:
         missing = self._missing(rng, cast, words, text)
         if missing:
             beats.insert(1, missing)
-        if cast.second:
-            a_second = with_article(cast.second)
-            beats.insert(
-                1,
-                rng.choice(
-                    (
-                        f"Beside it there was {a_second}.",
-                        f"{words['name']} also had {a_second}.",
-                        f"Near it stood {a_second}.",
-                    )
-                ),
-            )
-            beats.append(
-                rng.choice(
-                    (
-                        f"And the {cast.second} was always with them.",
-                        f"The {cast.second} still reminds them of it.",
-                        f"Even the {cast.second} seemed to smile.",
-                    )
-                )
-            )
+        _add_second(rng, cast, words, beats)
+        _add_wish(rng, cast, words, beats)
+        _add_adjective(cast, words["a_hero"], beats)
         if 0 < length < len(beats):
             beats = [*beats[: length - 1], beats[-1]]
         return " ".join(capital(beat) for beat in beats)
@@ -234,6 +231,44 @@ class Storyteller:
         if cast.hero and cast.hero not in text:
             return f"{words['name']} was {words['a_hero']}."
         return ""
+
+
+def _add_second(rng: random.Random, cast: Cast, words: dict[str, str], beats: list[str]) -> None:
+    """The further thing appears near the beginning and once more at the end."""
+    if not cast.second:
+        return
+    a_second = with_article(cast.second)
+    first = (f"Beside it there was {a_second}.", f"{words['name']} also had {a_second}.", f"Near it stood {a_second}.")
+    last = (
+        f"And the {cast.second} was always with them.",
+        f"The {cast.second} still reminds them of it.",
+        f"Even the {cast.second} seemed to smile.",
+    )
+    beats.insert(1, rng.choice(first))
+    beats.append(rng.choice(last))
+
+
+def _add_wish(rng: random.Random, cast: Cast, words: dict[str, str], beats: list[str]) -> None:
+    """The wish is spoken of at the beginning and comes true at the end."""
+    if not cast.wish:
+        return
+    name, he = words["name"], words["he"]
+    first = (f"{name} wanted to {cast.wish}.", f"More than anything {he} wanted to {cast.wish}.")
+    last = (f"And in the end {he} really could {cast.wish}.", f"And one fine day {name} learned to {cast.wish}.")
+    beats.insert(1, rng.choice(first))
+    beats.append(rng.choice(last))
+
+
+def _add_adjective(cast: Cast, a_hero: str, beats: list[str]) -> None:
+    """The hero is described where it is first named."""
+    if not cast.adjective:
+        return
+    described = with_article(f"{cast.adjective} {cast.hero}")
+    for known, new in ((a_hero, described), (capital(a_hero), capital(described))):
+        for place, beat in enumerate(beats):
+            if known in beat:
+                beats[place] = beat.replace(known, new, 1)
+                return
 
 
 def request_nouns(rng: random.Random, nouns: Sequence[str]) -> str:

@@ -141,4 +141,14 @@ def named(form: str, topic: Topic) -> str:
 
 
 def ask(rng: random.Random, forms: Sequence[str], topic: Topic) -> str:
+    """A request about ``topic`` in one of the ``forms``; general requests are often put together from parts."""
+    if forms is prompts.ABOUT and rng.random() < 0.3:
+        opening, verb, link, ending = (rng.choice(parts) for parts in prompts.PARTS_ABOUT)
+        return named(f"{opening} {verb} {link} {rng.choice(('{x}', '{xs}'))}{ending}", topic)
     return named(rng.choice(forms), topic)
+
+
+def composed_story(rng: random.Random, phrase: str) -> str:
+    """A request for a story about ``phrase``, put together from parts."""
+    opening, kind, ending = (rng.choice(parts) for parts in prompts.PARTS_STORY)
+    return f"{opening} {kind} about {phrase}{ending}"

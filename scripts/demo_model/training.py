@@ -32,33 +32,53 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Constant learning rates after the warm-up and a linear fall over the last ``fall`` of the steps.
+class Round:
+    """Steps at ``peak`` times the learning rates, of which the last ``fall`` share falls linearly to nothing."""
 
-    ``stages`` are (share of the steps, row length, rows in a batch). Up to the fall a run does not depend on ``steps``
-    as long as the first stage lasts, so a longer or shorter run can go on from its checkpoint.
+    steps: int
+    peak: float = 1.0
+    fall: float = 0.35
+
+    def rate(self, step: int) -> float:
+        return self.peak * min(1.0, (self.steps - step) / (self.fall * self.steps))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds one after the other; in each of them the last ``long_share`` of the steps has long rows.
+
+    ``short`` and ``long`` are (row length, rows in a batch).
     """
 
     seed: int = 7
-    steps: int = 2000
+    rounds: tuple[Round, ...] = (Round(1300), Round(1400, peak=0.6, fall=0.85))
     warm_up: int = 60
     matrix_rate: float = 0.02
     other_rate: float = 0.003
-    fall: float = 0.35
-    stages: tuple[tuple[float, int, int], ...] = ((0.88, 256, 16), (0.12, 1024, 4))
+    short: tuple[int, int] = (256, 16)
+    long: tuple[int, int] = (1024, 4)
+    long_share: float = 0.12
+
+    @property
+    def steps(self) -> int:
+        return sum(part.steps for part in self.rounds)
 
     def rate(self, step: int) -> float:
         """The factor on both learning rates at ``step``."""
-        return min((step + 1) / self.warm_up, 1.0, (self.steps - step) / (self.fall * self.steps))
+        part, inside = self._place(step)
+        return min(part.rate(inside), (step + 1) / self.warm_up)
 
     def stage(self, step: int) -> tuple[int, int]:
         """(row length, rows) at ``step``."""
-        reached = 0.0
-        for share, length, count in self.stages:
-            reached += share
-            if step < reached * self.steps:
-                return length, count
-        return self.stages[-1][1:]
+        part, inside = self._place(step)
+        return self.short if inside < (1 - self.long_share) * part.steps else self.long
+
+    def _place(self, step: int) -> tuple[Round, int]:
+        for part in self.rounds[:-1]:
+            if step < part.steps:
+                return part, step
+            step -= part.steps
+        return self.rounds[-1], step
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,7 @@ class Run:
         torch.save(
             {
                 "model": self.model.state_dict(),
+                "tokenizer": self._tokenizer.to_str(),
                 "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
                 "progress": (self._done, self._tokens, self._seconds, self._smooth),
             },

@@ -87,7 +87,8 @@ def test_a_short_run_lowers_the_loss_and_can_go_on(tmp_path: Path) -> None:
     shape = training.Shape(vocab_size=400, hidden=32, layers=1, heads=2, kv_heads=1, intermediate=64, context=128)
 
     def run(steps: int, checkpoint: Path | None = None) -> training.Run:
-        schedule = training.Schedule(seed=1, steps=steps, warm_up=2, fall=0.5, stages=((1.0, 64, 4),))
+        rounds = (training.Round(steps, fall=0.5),)
+        schedule = training.Schedule(seed=1, rounds=rounds, warm_up=2, short=(64, 4), long=(96, 2))
         made = training.Run(training.build_model(shape, tokenizer, 1), tokenizer, schedule)
         if checkpoint is not None:
             made.load(checkpoint)
