@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import random
 import time
 from collections.abc import Awaitable, Callable
 from multiprocessing.process import BaseProcess
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 32, 256])
     parser.add_argument("--requests", type=int, default=512, help="per concurrency (32 times it, where that is less)")
     parser.add_argument("--input-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument(
+        "--output-tokens", type=int, default=64, help="on average; lengths differ by up to a half of it"
+    )
     parser.add_argument("--step-ms", type=float, default=10.0, help="the engine's step in the latency part")
     parser.add_argument("--tokenizer", default=ModelConfig().location, help="model directory (default: the demo model)")
     parser.add_argument("--json", action="store_true")
@@ -85,7 +88,7 @@ def _measure_capacity(
     before = _cpu_seconds(parts)
     timelines = uvloop.run(_closed_loop(num_requests, concurrency, lambda number: _over_http(url, number, args)))
     used = {name: after - before[name] for name, after in _cpu_seconds(parts).items()}
-    num_tokens = num_requests * args.output_tokens
+    num_tokens = _total_tokens(num_requests, args)
     cpu = {name: round(1e6 * seconds / num_tokens, 1) for name, seconds in used.items()}
     per_request = round(1e6 * sum(used.values()) / num_requests)
     report = summarise(timelines, num_tokens)
@@ -104,7 +107,8 @@ def _measure_latency(
     served = percentiles([timeline.ttft_s for timeline in http if not timeline.error])
     alone = percentiles([timeline.ttft_s for timeline in direct])
     added = {point: round(served[point] - alone[point], 2) for point in served}
-    cpu = {name: round(1e6 * seconds / (num_requests * args.output_tokens), 1) for name, seconds in used.items()}
+    num_tokens = _total_tokens(num_requests, args)
+    cpu = {name: round(1e6 * seconds / num_tokens, 1) for name, seconds in used.items()}
     return {
         "concurrency": concurrency, "failed": failed, "ttft_ms": served, "engine_ttft_ms": alone, "added_ms": added,
         "cpu_us_per_token": cpu,
@@ -123,13 +127,22 @@ async def _closed_loop(
     return list(await asyncio.gather(*(one(number) for number in range(num_requests))))
 
 
+def _num_tokens(number: int, args: argparse.Namespace) -> int:
+    """Lengths differ, or all streams of a closed loop would end and begin at the same steps."""
+    return random.Random(number).randint(args.output_tokens // 2, args.output_tokens * 3 // 2)
+
+
+def _total_tokens(num_requests: int, args: argparse.Namespace) -> int:
+    return sum(_num_tokens(number, args) for number in range(num_requests))
+
+
 def _prompt(number: int, args: argparse.Namespace) -> list[int]:
     return [(7 * number + i) % 1000 + 300 for i in range(args.input_tokens)]
 
 
 async def _over_http(url: str, number: int, args: argparse.Namespace) -> Timeline:
     body: dict[str, object] = {
-        "model": MODEL, "prompt": _prompt(number, args), "max_tokens": args.output_tokens,
+        "model": MODEL, "prompt": _prompt(number, args), "max_tokens": _num_tokens(number, args),
         "ignore_eos": True, "temperature": 0,
     }  # fmt: skip
     return await streamed_completion(f"{url}/v1/completions", body)
@@ -158,7 +171,7 @@ async def _direct(num_requests: int, concurrency: int, args: argparse.Namespace)
     async def one(number: int) -> Timeline:
         timeline, name = Timeline(time.perf_counter()), str(number)
         waiting[name] = (timeline, loop.create_future())
-        sampling = SamplingParams(max_tokens=args.output_tokens, seed=0, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=_num_tokens(number, args), seed=0, ignore_eos=True)
         engine.submit(GenerateRequest(request_id=name, prompt_token_ids=_prompt(number, args), sampling=sampling))
         await waiting[name][1]
         return timeline
