@@ -66,10 +66,6 @@ class GatewayDeployment:
         settings = listener_settings(self._app, timeout_graceful_shutdown=5)
         self._listener = asyncio.create_task(uvicorn.Server(settings).serve(sockets=[listening]))
 
-    async def address(self) -> tuple[str, int]:
-        """Where this app's HTTP is."""
-        return self._config.gateway.host, self._config.gateway.port
-
     async def __call__(self, request: Request) -> Response:
         return _Forward(self._app)
 

@@ -39,7 +39,7 @@ class _GatewayPeer:
 
 
 class ReplicaServer:
-    """`engine` is set once it is ready; `listen` before `announce`."""
+    """One engine's door: `listen`, then `announce` once the engine is ready."""
 
     def __init__(self, engine: Engine, secret: bytes) -> None:
         self._engine = engine

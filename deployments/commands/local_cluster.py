@@ -40,7 +40,6 @@ def local_ray(config: MantaConfig, address: str | None) -> Iterator[None]:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             object_store_memory=100 * 1024 * 1024,
-            configure_logging=True,
         )
     try:
         yield

@@ -1,8 +1,6 @@
 """What `manta serve` does: a model over HTTP until Ctrl-C, with every phase of the start shown."""
 
-import logging
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -144,5 +142,3 @@ def _greet(config: MantaConfig, progress: StartProgress) -> None:
     print(
         f"curl {url(config)}/v1/chat/completions -H 'Content-Type: application/json' -d '{body.decode()}'", flush=True
     )
-    sys.stdout.flush()
-    logging.getLogger("ray").setLevel(logging.ERROR)
