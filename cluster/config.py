@@ -47,26 +47,66 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     )
     max_choices: Annotated[int, Meta(ge=1, description="Largest `n`, and most prompts in one batch request.")] = 128
     max_logprobs: Annotated[int, Meta(ge=0, description="Most alternatives per token.")] = 20
+    drain_s: Annotated[
+        float, Meta(ge=0.0, description="A gateway that is replaced lets its streams run so long before it ends.")
+    ] = 30.0
+    resume_s: Annotated[
+        float,
+        Meta(
+            ge=0.0, description="A broken event stream can be resumed for so long at `GET /v1/streams/{id}`. 0: never."
+        ),
+    ] = 60.0
     stream_stall_s: Annotated[
         float, Meta(gt=0.0, description="A client that reads nothing for so long is cut off.")
     ] = 30.0
 
 
+class Policy(StrEnum):
+    """How a request chooses among the replicas that have credit for it."""
+
+    PREFIX_AFFINITY = "prefix_affinity"
+    LEAST_LOADED = "least_loaded"
+    POWER_OF_TWO = "power_of_two"
+    ROUND_ROBIN = "round_robin"
+    SESSION_AFFINITY = "session_affinity"
+
+
+class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tenant's standing."""
+
+    weight: Annotated[
+        float, Meta(gt=0.0, description="Share of the replicas' work while several tenants wait, against the others'.")
+    ] = 1.0
+
+
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The queue in front of the replicas."""
 
+    shards: Annotated[
+        int, Meta(ge=1, le=64, description="Queue shards, each an actor. With two or more the loss of one is not felt.")
+    ] = 2
+    policy: Annotated[
+        Policy,
+        Meta(
+            description="Choice of the replica. `prefix_affinity`: least uncached and queued work in tokens, a cached "
+            "prefix counts up to a cap. `least_loaded`: least queued work. `power_of_two`: the less loaded of two "
+            "random ones. `round_robin`: in turn. `session_affinity`: the same session or prefix, the same replica."
+        ),
+    ] = Policy.PREFIX_AFFINITY
+    tenants: Annotated[dict[str, TenantConfig], Meta(description="Tenants with a standing of their own, by name.")] = {}
     max_queued_requests: Annotated[
-        int, Meta(ge=1, description="Requests that may wait; one more is refused with 503 and Retry-After.")
+        int,
+        Meta(ge=1, description="Requests that may wait in one shard; one more is refused at once, with Retry-After."),
     ] = 4096
     max_queued_tokens: Annotated[
-        int, Meta(ge=1, description="Prompt tokens that may wait; more are refused with 503 and Retry-After.")
+        int, Meta(ge=1, description="Prompt tokens that may wait in one shard; more are refused, with Retry-After.")
     ] = 16_000_000
     lease_s: Annotated[
         float, Meta(gt=0.0, description="A grant that is not used for so long returns to the replica's credit.")
     ] = 2.0
     report_timeout_s: Annotated[
         float, Meta(gt=0.0, description="A replica that reports nothing for so long gets no new requests.")
-    ] = 2.0
+    ] = 1.0
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +120,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str, Meta(description="The `model` that requests name. Unset: the directory's or hub id's last part.")
     ] = ""
     replicas: Annotated[int, Meta(ge=1, le=1024, description="Engines of this model.")] = 1
+    drain_s: Annotated[
+        float,
+        Meta(ge=0.0, description="A replica that is taken away lets its streams run so long; the rest migrate."),
+    ] = 5.0
     engine: EngineConfig = EngineConfig()
 
     def __post_init__(self) -> None:

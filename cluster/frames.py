@@ -6,14 +6,17 @@ can say only what its role may say; nothing is ever unpickled. Times are duratio
 A connection opens with `Challenge` (from the side that listens) and `Hello` (a MAC over the nonce with the cluster
 secret); after that:
 
-    gateway -> router   Enqueue, Withdraw                     router -> gateway   Grant, Refuse, ReplicaUp, ReplicaDown
-    replica -> router   Announce, Report                      (the router says nothing to replicas)
-    gateway -> replica  Submit, Cancel                        replica -> gateway  Tokens, Failed
+    gateway -> router   Enqueue, Withdraw, Ended, Condemn     router -> gateway   Grant, Refuse, Move, Pulse,
+                                                                                  ReplicaUp, ReplicaDown
+    replica -> router   Announce, Report, Leave               router -> replica   Drain, Pulse
+    gateway -> replica  Submit, Cancel                        replica -> gateway  Tokens, Failed, Beat
+    router -> router    Spare
 """
 
 import hashlib
 import hmac
 import struct
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -34,7 +37,7 @@ class Challenge(Frame, frozen=True, tag="challenge"):
 
 
 class Hello(Frame, frozen=True, tag="hello"):
-    role: str  #: "gateway" or "replica"
+    role: str  #: "gateway", "replica" or "router"
     name: str
     mac: bytes
 
@@ -60,8 +63,16 @@ class Enqueue(Frame, frozen=True, tag="enqueue"):
     tenant: str
     priority: int
     timeout_s: float
-    num_prompt_tokens: int
-    max_tokens: int
+    num_prompt_tokens: int  #: all the engine must know before its first step: prompt and journal
+    max_tokens: int  #: most tokens still to come
+    num_output_tokens: int = 0  #: of `num_prompt_tokens`, those that earlier attempts have emitted
+    block_hashes: list[bytes] = []  #: of the leading full blocks (`engine.block_hash`), first to last; may be cut short
+    session: str = ""  #: what session affinity keeps together; empty: nothing
+    digest: bytes = b""  #: names what is asked, whoever asks again (poison rule)
+    weights_revision: str = ""  #: run only on these weights; empty: on any (nothing is emitted yet)
+    avoid: list[str] = []  #: replicas that have failed this request
+    waited_s: float = 0.0  #: in other shards, before a move
+    num_moves: int = 0  #: from shard to shard
 
 
 class Withdraw(Frame, frozen=True, tag="withdraw"):
@@ -69,6 +80,34 @@ class Withdraw(Frame, frozen=True, tag="withdraw"):
 
     request_id: str
     attempt: int
+
+
+class Outcome(StrEnum):
+    """How an attempt ended, as its replica's circuit breaker counts it."""
+
+    OK = "ok"
+    FAILED = "failed"  #: connection, engine error, timeout or lost progress
+    NEUTRAL = "neutral"  #: the client left, the request was at fault, or the replica drained
+
+
+class Ended(Frame, frozen=True, tag="ended"):
+    """An attempt that was submitted is over: what it came to. One per attempt, whatever its outcome."""
+
+    request_id: str
+    attempt: int
+    model: str
+    tenant: str
+    replica_id: str
+    outcome: Outcome
+    num_output_tokens: int  #: emitted by this attempt
+    num_cached_tokens: int = 0
+    finished: bool = False  #: the request has ended with it
+
+
+class Condemn(Frame, frozen=True, tag="condemn"):
+    """A request of this digest has killed two replicas: refuse it for a while."""
+
+    digest: bytes
 
 
 class Grant(Frame, frozen=True, tag="grant"):
@@ -90,6 +129,22 @@ class Refuse(Frame, frozen=True, tag="refuse"):
     retry_after_s: float | None = None
 
 
+class Move(Frame, frozen=True, tag="move"):
+    """Enqueue this request at that shard, which has replicas with nothing to do; here it waits no longer."""
+
+    request_id: str
+    attempt: int
+    shard: int
+
+
+class Pulse(Frame, frozen=True, tag="pulse"):
+    """The shard's event loop turns: sent several times a second."""
+
+
+class Drain(Frame, frozen=True, tag="drain"):
+    """Admit nothing more, let short streams end, hand the others back, then end the process."""
+
+
 class ReplicaUp(Frame, frozen=True, tag="up"):
     replica: ReplicaInfo
 
@@ -109,6 +164,19 @@ class Report(Frame, frozen=True, tag="report"):
 
     load: EngineLoad
     accepted: list[tuple[str, int]]
+
+
+class Leave(Frame, frozen=True, tag="leave"):
+    """The replica drains: no more grants to it. What it runs goes on."""
+
+
+class Spare(Frame, frozen=True, tag="spare"):
+    """Shard to shard: replicas of `model` here have nothing to do, the queue is empty; move me some requests."""
+
+    shard: int
+    model: str
+    num_slots: int
+    num_tokens: int  #: what the free KV blocks hold
 
 
 class Submit(Frame, frozen=True, tag="submit"):
@@ -133,12 +201,21 @@ class Failed(Frame, frozen=True, tag="failed"):
     request_id: str
     attempt: int
     message: str
+    retryable: bool = False  #: another replica may do better; else the request itself is at fault
 
 
-ToRouter = Enqueue | Withdraw | Announce | Report
-FromRouter = Grant | Refuse | ReplicaUp | ReplicaDown
+class Beat(Frame, frozen=True, tag="beat"):
+    """The replica's event loop turns, and so far its engine has come; sent several times a second."""
+
+    progress: int  #: moves while the engine computes, also inside a long step
+    is_busy: bool  #: a step is being computed
+    patience_s: float  #: `progress` may stand still so long in an honest step
+
+
+ToRouter = Enqueue | Withdraw | Ended | Condemn | Announce | Report | Leave | Spare
+FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown
 ToReplica = Submit | Cancel
-FromReplica = Tokens | Failed
+FromReplica = Tokens | Failed | Beat
 
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")

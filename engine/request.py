@@ -14,7 +14,8 @@ class FinishReason(StrEnum):
     STOP = "stop"  #: an end-of-sequence or stop token; the gateway also says it for a stop string
     LENGTH = "length"  #: `max_tokens` reached
     ABORT = "abort"  #: ended from outside: the client left, or the deadline passed
-    ERROR = "error"  #: the engine could not go on; the chunk's `error` says why
+    ERROR = "error"  #: the engine could not go on with this request; the chunk's `error` says why
+    MIGRATE = "migrate"  #: the engine hands the request back (it drains, or has stopped): another one goes on
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,3 +102,5 @@ class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix cache since start
     num_prompt_tokens: int = 0  #: prompt tokens admitted since start
     num_output_tokens: int = 0  #: tokens sampled and delivered since start
+    remaining_tokens: int = 0  #: most tokens that running and waiting sequences may still generate
+    num_recomputed_tokens: int = 0  #: positions computed again after a preemption, since start

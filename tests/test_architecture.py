@@ -20,8 +20,8 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
 MAX_CONSTRUCTOR_PARAMETERS = 7
 
-#: What cluster may know of an engine: its messages, its settings, its errors.
-ENGINE_SEEN_BY_CLUSTER = {"engine.request", "engine.config", "engine.errors"}
+#: What cluster may know of an engine: its messages, its settings, its errors, its names for blocks.
+ENGINE_SEEN_BY_CLUSTER = {"engine.request", "engine.config", "engine.errors", "engine.block_hash"}
 
 #: "file:function" -> why it may be longer than the limit.
 LONG_FUNCTIONS: dict[str, str] = {

@@ -4,7 +4,8 @@ from hashlib import blake2b
 
 import pytest
 
-from engine.kv_cache_manager import KVCacheManager, block_hashes, chained_hash, root_hash
+from engine.block_hash import block_hashes, chained_hash, root_hash
+from engine.kv_cache_manager import KVCacheManager
 from engine.sequence import Sequence
 from tests.engine.chain_world import generate
 
