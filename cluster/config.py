@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Meta
 
 import engine
-from engine.config import EngineConfig
+from engine.config import ChainConfig, EngineConfig
 from engine.errors import ConfigError
 
 DEMO_MODEL = "demo"  #: the name under which the built-in model is asked for
+CHAIN_MODEL = "chain"  #: the one under which the engine without a model is
 
 
 class Edge(StrEnum):
@@ -114,7 +115,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     model: Annotated[
         str,
-        Meta(min_length=1, description="A local Hugging Face directory, a hub id, or `demo` (the built-in model)."),
+        Meta(
+            min_length=1,
+            description="A local Hugging Face directory, a hub id, `demo` (the built-in model), or `chain` (no model: "
+            "an engine for measuring and testing what surrounds an engine).",
+        ),
     ] = DEMO_MODEL
     name: Annotated[
         str, Meta(description="The `model` that requests name. Unset: the directory's or hub id's last part.")
@@ -125,17 +130,26 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(ge=0.0, description="A replica that is taken away lets its streams run so long; the rest migrate."),
     ] = 5.0
     engine: EngineConfig = EngineConfig()
+    chain: ChainConfig = ChainConfig()
 
     def __post_init__(self) -> None:
+        if self.chain != ChainConfig() and not self.is_chain:
+            raise ConfigError("chain", msgspec.to_builtins(self.chain), f"is for the model `chain`, not {self.model!r}")
         tokens, sequences = self.engine.max_batched_tokens, self.engine.max_num_seqs
         if tokens < sequences:
             remedy = f"give at least max_num_seqs = {sequences}: each running sequence takes a token of a step"
             raise ConfigError("engine.max_batched_tokens", tokens, remedy)
 
     @property
+    def is_chain(self) -> bool:
+        """Whether this is the engine without a model."""
+        return self.model == CHAIN_MODEL
+
+    @property
     def location(self) -> str:
-        """The directory or hub id; `demo` is the package's own directory on whatever host this runs."""
-        return str(Path(engine.__file__).parent / "demo_model") if self.model == DEMO_MODEL else self.model
+        """The directory or hub id; `demo` (whose tokenizer `chain` shares) is the package's own on whatever host."""
+        built_in = self.model in (DEMO_MODEL, CHAIN_MODEL)
+        return str(Path(engine.__file__).parent / "demo_model") if built_in else self.model
 
     @property
     def served_name(self) -> str:

@@ -20,6 +20,12 @@ from deployments.replica_deployment import ReplicaDeployment
 APP_NAME = "manta"
 #: Serve counts only what passes its own handles and proxies; the real bound is the router's queue.
 _MAX_ONGOING = 100_000
+#: A dead process is found by the next look at its health.
+_SERVE_SETTINGS: dict[str, Any] = {
+    "max_ongoing_requests": _MAX_ONGOING,
+    "health_check_period_s": 1.0,
+    "graceful_shutdown_timeout_s": 10.0,
+}
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -35,8 +41,8 @@ def build(args: Mapping[str, Any]) -> Application:
 def build_app(config: MantaConfig) -> Application:
     """Gateway and one deployment of engines per model."""
     encoded = msgspec.json.encode(config).decode()
-    replica = serve.deployment(max_ongoing_requests=_MAX_ONGOING, graceful_shutdown_timeout_s=10.0)(ReplicaDeployment)
-    gateway = serve.deployment(max_ongoing_requests=_MAX_ONGOING, graceful_shutdown_timeout_s=10.0)(GatewayDeployment)
+    replica = serve.deployment(**_SERVE_SETTINGS)(ReplicaDeployment)
+    gateway = serve.deployment(**_SERVE_SETTINGS)(GatewayDeployment)
     engines = [
         replica.options(
             name=f"engine-{model.served_name}", num_replicas=model.replicas, ray_actor_options=_resources(model)
@@ -49,6 +55,8 @@ def build_app(config: MantaConfig) -> Application:
 
 def _resources(model: ModelConfig) -> dict[str, Any]:
     """A GPU where the engine uses one; else a share of a CPU that lets all replicas of a small host be placed."""
+    if model.is_chain:
+        return {"num_cpus": 0.01}
     device = model.engine.device
     if device.startswith("cuda") or (device == "auto" and _has_gpus()):
         return {"num_gpus": 1, "num_cpus": 1}

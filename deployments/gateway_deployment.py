@@ -17,12 +17,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.handle_api import HandleApi
-from cluster.config import Edge, MantaConfig
+from cluster.config import Edge, MantaConfig, ModelConfig
 from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import listener_settings
-from cluster.text.served_model import ServedModel
+from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.router_actor import router_shard
 from deployments.router_link import RouterLink
@@ -96,7 +96,14 @@ class GatewayDeployment:
 
 
 def _load_models(config: MantaConfig) -> dict[str, ServedModel]:
-    return {model.served_name: ServedModel.load(model.served_name, model.location) for model in config.models}
+    return {model.served_name: _load_model(model) for model in config.models}
+
+
+def _load_model(model: ModelConfig) -> ServedModel:
+    loaded = ServedModel.load(model.served_name, model.location)
+    if model.is_chain:  # the tokenizer is the demo model's; its generation defaults, where sequences end, are not
+        return msgspec.structs.replace(loaded, defaults=GenerationDefaults())
+    return loaded
 
 
 def _edge(config: MantaConfig) -> Edge:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import ray
@@ -17,11 +17,14 @@ from deployments.replica_server import ReplicaServer
 from deployments.router_actor import router_shard
 from deployments.router_link import RouterLink
 from deployments.router_shard import RouterAddress
+from engine.chain_startup import start_chain_engine
+from engine.config import EngineInfo
+from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead
 from engine.openmp import wait_briefly
 from engine.request import EngineLoad, TokenChunk
-from parallel.cores import read_host_cores, share_cores
+from parallel.cores import CoreShare, read_host_cores, share_cores
 
 logger = logging.getLogger("manta.replica")
 T = TypeVar("T")
@@ -49,7 +52,9 @@ class ReplicaDeployment:
         self._server.announce(me, core.scheduler.load())
         self._engine.start()
 
-    def _start_engine(self) -> Any:
+    def _start_engine(self) -> tuple[EngineCore, EngineInfo]:
+        if self._model.is_chain:
+            return start_chain_engine(self._model.engine, self._model.chain)
         wait_briefly()  # before torch brings OpenMP
         from engine.startup import start_engine  # imports torch, which the process that builds the app never needs
 
@@ -62,7 +67,7 @@ class ReplicaDeployment:
             progress=lambda phase, seconds: note(self._replica_id, phase, seconds),
         )
 
-    def _cores(self) -> Any:
+    def _cores(self) -> CoreShare:
         """This replica's share of its host: replicas of all models are dealt the cores in the order of the config."""
         before = 0
         for model in self._config.models:

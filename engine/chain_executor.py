@@ -2,7 +2,7 @@
 
 So any token lost, doubled, swapped or computed from a wrong prefix changes everything after it, and comparing with
 `next_chain_token` proves a stream exact. It keeps books of every block like ranks do and refuses a plan that breaks
-the contract of `engine.step`. Without a delay it is the null engine for measuring what surrounds an engine.
+the contract of `engine.step`. Without a pace it is the null engine for measuring what surrounds an engine.
 """
 
 import struct
@@ -49,9 +49,15 @@ def _token_of(digest: bytes, vocab_size: int, masked: Iterable[int]) -> int:
     return token_id
 
 
-def next_chain_token(token_ids: list[int], vocab_size: int, masked: Iterable[int] = ()) -> int:
+def _new_chain(weights: int) -> _Hash:
+    return blake2b(digest_size=DIGEST_BYTES, salt=weights.to_bytes(blake2b.SALT_SIZE, "little"))
+
+
+def next_chain_token(token_ids: list[int], vocab_size: int, masked: Iterable[int] = (), weights: int = 0) -> int:
     """The token that the chain puts after `token_ids`; the next higher one if it is `masked`."""
-    return _token_of(blake2b(_packed(token_ids), digest_size=DIGEST_BYTES).digest(), vocab_size, masked)
+    chain = _new_chain(weights)
+    chain.update(_packed(token_ids))
+    return _token_of(chain.digest(), vocab_size, masked)
 
 
 @dataclass(slots=True, eq=False)
@@ -66,27 +72,39 @@ class _ChainSequence:
 
 
 class ChainExecutor:
-    """Keeps, for each block, who holds it and the hash of all tokens up to its end, like a KV cache with contents."""
+    """Keeps, for each block, who holds it and the hash of all tokens up to its end, like a KV cache with contents.
 
-    def __init__(self, vocab_size: int, num_blocks: int, block_size: int, step_delay_s: float = 0.0) -> None:
+    A step lasts `step_delay_s` and `token_delay_s` more for each token that it computes. Other `weights`, other tokens.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_blocks: int,
+        block_size: int,
+        step_delay_s: float = 0.0,
+        token_delay_s: float = 0.0,
+        weights: int = 0,
+    ) -> None:
         self._vocab_size = vocab_size
         self._block_size = block_size
-        self._step_delay_s = step_delay_s
+        self._step_delay_s, self._token_delay_s = step_delay_s, token_delay_s
+        self._weights = weights
         self._sequences: dict[int, _ChainSequence] = {}
         self._num_holders = [0] * (num_blocks + 1)
         self._contents: list[bytes | None] = [None] * (num_blocks + 1)  # hash up to the block's end, once it is full
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Check the plan and compute it. Raises `PlanViolation`."""
-        if self._step_delay_s:
-            time.sleep(self._step_delay_s)
+        delay_s = self._step_delay_s + self._token_delay_s * sum(item.num_tokens for item in plan.scheduled)
+        if delay_s:
+            time.sleep(delay_s)
         for sequence_id in plan.dropped_ids:
             self._drop(plan.step, sequence_id)
         for new in plan.new_sequences:
             if new.sequence_id in self._sequences:
                 raise PlanViolation(plan.step, new.sequence_id, "sent as new, but not dropped before")
-            chain = blake2b(digest_size=DIGEST_BYTES)
-            self._sequences[new.sequence_id] = _ChainSequence(new, list(new.token_ids), [], chain)
+            self._sequences[new.sequence_id] = _ChainSequence(new, list(new.token_ids), [], _new_chain(self._weights))
         sampled: list[SampledToken] = []
         prompt_logprobs: list[PromptLogprobs] = []
         for item in plan.scheduled:
@@ -167,7 +185,7 @@ class ChainExecutor:
     def _prompt_logprobs(self, sequence: _ChainSequence, start: int, end: int) -> list[TokenLogprobs]:
         """Of the tokens at start + 1 .. end, given what stands before each."""
         token_ids = sequence.token_ids
-        chosen = (next_chain_token(token_ids[: i + 1], self._vocab_size) for i in range(start, end))
+        chosen = (next_chain_token(token_ids[: i + 1], self._vocab_size, (), self._weights) for i in range(start, end))
         return [_chain_logprobs(token_ids[start + 1 + i], token_id) for i, token_id in enumerate(chosen)]
 
 

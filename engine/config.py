@@ -94,6 +94,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
 
 
+class ChainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The built-in `chain` engine, whose next token is a hash of all tokens before it."""
+
+    step_s: Annotated[float, Meta(ge=0.0, le=60.0, description="Seconds that a step lasts.")] = 0.01
+    token_s: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="Seconds more for each token, of prompt or output, in the step.")
+    ] = 0.0
+    weights: Annotated[
+        int, Meta(ge=0, lt=2**32, description="Another number stands for other weights: it gives other tokens.")
+    ] = 0
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a started engine is: facts others need to talk to it. One per replica, fixed until it ends."""
 

@@ -52,6 +52,7 @@ def test_overrides_reach_one_of_several_models() -> None:
         ({"model": "a", "models": []}, [], ["model", "'a'", "inside an entry of `models`"]),
         ({"replicas": 0}, [], ["replicas", "0", ">= 1"]),
         ({"engine": {"kv_cache_tokens": 3}}, [], ["kv_cache_tokens", "3", "at least one block of 32"]),
+        ({"model": "demo", "chain": {"step_s": 1}}, [], ["chain", "is for the model `chain`, not 'demo'"]),
         ({"engine": {"max_batched_tokens": 8}}, [], ["max_batched_tokens", "8", "at least max_num_seqs = 64"]),
         ({}, ["port"], ["--set", "write key=value"]),
         ({}, ["gateway.port=1", "gateway.port.x=1"], ["--set", "holds a value"]),
