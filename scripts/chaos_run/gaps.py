@@ -1,0 +1,108 @@
+"""Rule (g): how long clients wait for the next token around a fault.
+
+A gap is the time between two events with tokens of one choice, or from the request to its first. A fault is answerable
+for the longest gap of each stream that overlaps its time: from the fault to `SETTLED_S` later, or to the end of a
+freeze and as long again. Of a gap the longest stall of the client's own event loop in it is taken off. The percentiles
+are over the streams that a fault really interrupted, gaps of `NOTICED_S` or more: a stream on another replica, which
+noticed nothing, does not make the figure look better.
+"""
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scripts.chaos_run.journal import Journal
+from scripts.chaos_run.lag import Lateness
+from scripts.chaos_run.nemesis import Fault, Kind
+
+SETTLED_S = 2.0
+NOTICED_S = 0.1
+DEAD_P99_S, FROZEN_MAX_S = 0.5, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The longest gap of one choice around one fault. `own_s` of `seconds` were the client's own lateness."""
+
+    fault: Fault
+    request: str
+    start: float
+    seconds: float
+    own_s: float
+
+    @property
+    def served_s(self) -> float:
+        return self.seconds - self.own_s
+
+
+def find_gaps(journals: Iterable[Journal], faults: Sequence[Fault], own: Lateness) -> list[Gap]:
+    """One for every choice and fault that met and were noticed."""
+    found = []
+    for journal in journals:
+        if not journal.ask.stream:
+            continue
+        for fault in _during(journal, faults):
+            for choice in journal.choices:
+                longest = _longest(choice.tokens_at, fault.at, fault.over_at + SETTLED_S)
+                if longest is None:
+                    continue
+                start, seconds = longest
+                gap = Gap(fault, journal.ask.name, start, seconds, own.within(start, start + seconds))
+                if gap.served_s >= NOTICED_S:
+                    found.append(gap)
+    return found
+
+
+def _during(journal: Journal, faults: Sequence[Fault]) -> Iterable[Fault]:
+    return (fault for fault in faults if fault.at < journal.ended_at and fault.over_at + SETTLED_S > journal.started_at)
+
+
+def _longest(times: Sequence[float], start: float, end: float) -> tuple[float, float] | None:
+    """The longest interval between neighbours that overlaps [start, end]."""
+    first = max(0, bisect.bisect_right(times, start) - 1)
+    best: tuple[float, float] | None = None
+    for at in range(first, len(times) - 1):
+        if times[at] >= end:
+            break
+        seconds = times[at + 1] - times[at]
+        if best is None or seconds > best[1]:
+            best = (times[at], seconds)
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class GapFigures:
+    """Seconds, over the interrupted streams."""
+
+    count: int
+    p50: float
+    p99: float
+    longest: float
+
+    @classmethod
+    def of(cls, gaps: Iterable[Gap]) -> "GapFigures":
+        ordered = sorted(gap.served_s for gap in gaps)
+        if not ordered:
+            return cls(0, 0.0, 0.0, 0.0)
+        return cls(len(ordered), _rank(ordered, 0.5), _rank(ordered, 0.99), ordered[-1])
+
+
+def _rank(ordered: Sequence[float], share: float) -> float:
+    """Nearest rank."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def dead_and_frozen(gaps: Sequence[Gap]) -> tuple[GapFigures, GapFigures]:
+    """Figures around processes that died or left, and around frozen ones."""
+    frozen = [gap for gap in gaps if gap.fault.kind is Kind.FREEZE_REPLICA]
+    return GapFigures.of(gap for gap in gaps if gap.fault.kind is not Kind.FREEZE_REPLICA), GapFigures.of(frozen)
+
+
+def broken_bounds(dead: GapFigures, frozen: GapFigures) -> list[str]:
+    """What is over its bound."""
+    found = []
+    if dead.p99 > DEAD_P99_S:
+        found.append(f"gaps after dead processes: p99 {dead.p99:.2f} s is over {DEAD_P99_S} s")
+    if frozen.longest > FROZEN_MAX_S:
+        found.append(f"gaps after frozen processes: {frozen.longest:.2f} s is over {FROZEN_MAX_S} s")
+    return found
