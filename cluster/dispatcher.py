@@ -1,24 +1,27 @@
 """Dispatcher: owns the requests of one gateway from admission to their last token.
 
-A request's prompt stays here until the shard grants a replica, then goes there in one hop; tokens come straight back.
-Every chunk is checked against the journal: another attempt's chunk is dropped (fencing), an index already seen is
-dropped, a gap is a failure. Sockets are behind `Link`; the loop's clock is the only time.
+A request's prompt stays here until a shard grants a replica, then goes there in one hop; tokens come straight back
+into the request's journal (`cluster.flight`). Whatever ends an attempt too early, the request goes on elsewhere behind
+its journal, on the same weights: that is all there is to migration. What arrives and the ticks come in as calls;
+sockets are behind `Link`; the loop's clock is the only time.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable
 
-from cluster.errors import ApiError, DeadlineExceeded, EngineFailed, NoReadyReplica, Overloaded
+from cluster.descriptor import identify
+from cluster.errors import ApiError, DeadlineExceeded, EngineFailed, NoReadyReplica, Overloaded, PoisonRequest
+from cluster.flight import OUTCOMES, AttemptEnd, End, Flight
 from cluster.frames import (
+    Beat,
     Cancel,
-    Enqueue,
+    Condemn,
+    Ended,
     Failed,
-    Frame,
     FromReplica,
     FromRouter,
     Grant,
+    Move,
     Refuse,
     ReplicaDown,
     ReplicaInfo,
@@ -28,102 +31,54 @@ from cluster.frames import (
     Withdraw,
 )
 from cluster.generation import RequestContext
+from cluster.link import Link
+from cluster.poison_rule import PoisonRule
+from cluster.replica_peers import ReplicaPeers
+from cluster.retry_budget import RetryBudget
+from cluster.shard_links import ShardLinks
+from cluster.watchdog import LivedTime
 from engine.config import EngineInfo
-from engine.request import FinishReason, GenerateRequest, TokenChunk
+from engine.request import GenerateRequest, TokenChunk
 
-_REFUSALS: dict[str, type[ApiError]] = {error.code: error for error in (Overloaded, NoReadyReplica, DeadlineExceeded)}
-
-
-class Link(Protocol):
-    """The sending half of a connection; what is sent on a closed one is dropped (the loss is told otherwise)."""
-
-    @property
-    def is_open(self) -> bool: ...
-
-    def send(self, frame: Frame) -> None: ...
-
-
-class Flight:
-    """One request in this gateway: where it stands, what was emitted, and who reads."""
-
-    __slots__ = ("_chunks", "_error", "_waiter", "context", "deadline", "journal", "replica_id", "request")
-
-    def __init__(self, request: GenerateRequest, context: RequestContext, deadline: float) -> None:
-        self.request, self.context, self.deadline = request, context, deadline
-        self.journal: list[int] = list(request.output_token_ids)
-        self.replica_id: str | None = None  #: granted or running there
-        self._chunks: deque[TokenChunk] = deque()
-        self._error: ApiError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return (self.request.request_id, self.request.attempt)
-
-    def accept(self, chunk: TokenChunk) -> None:
-        """Take a chunk of the running attempt into the journal, or drop it, or fail the flight."""
-        if chunk.attempt != self.request.attempt or chunk.index < len(self.journal):
-            return
-        if chunk.index > len(self.journal):
-            self.fail(EngineFailed(f"tokens {len(self.journal)} to {chunk.index - 1} of the stream were lost"))
-            return
-        if chunk.finish is FinishReason.ERROR:
-            self.fail(EngineFailed(chunk.error or "the engine gave up on this request"))
-            return
-        self.journal += chunk.token_ids
-        self._chunks.append(chunk)
-        self._wake()
-
-    def fail(self, error: ApiError) -> None:
-        if self._error is None:
-            self._error = error
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next_chunk(self) -> TokenChunk:
-        """The next chunk; raises what the flight failed with."""
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._chunks.popleft()
-
-    def expire(self) -> None:
-        """The deadline has come."""
-        self.fail(DeadlineExceeded(f"the request did not finish within {self.context.timeout_s:.3g} s"))
+_REFUSALS: dict[str, type[ApiError]] = {
+    error.code: error for error in (Overloaded, NoReadyReplica, DeadlineExceeded, PoisonRequest)
+}
 
 
 class Dispatcher:
-    """Implements `cluster.generation.Generator` over a router shard and its replicas."""
+    """Implements `cluster.generation.Generator` over the router shards and their replicas."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.replicas: dict[str, ReplicaInfo] = {}
+        self._time = LivedTime()
+        self._shards = ShardLinks(self._time)
+        self._peers = ReplicaPeers(self._time)
         self._flights: dict[str, Flight] = {}
-        self._router: Link | None = None
-        self._links: dict[str, Link] = {}
         self._known: dict[str, EngineInfo] = {}
+        self._poison = PoisonRule()
+        self._budget = RetryBudget(0.0)
 
     @property
     def num_in_flight(self) -> int:
         return len(self._flights)
+
+    @property
+    def replicas(self) -> dict[str, ReplicaInfo]:
+        """Those that some shard announces."""
+        return self._peers.announced
 
     def model_info(self, model: str) -> EngineInfo | None:
         """Facts of the model's engines; kept while all of its replicas are away, so that requests can wait."""
         return self._known.get(model)
 
     async def stream(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[TokenChunk]:
+        """See `Generator`. What `request.output_token_ids` holds is journalled already."""
         loop = asyncio.get_running_loop()
-        flight = Flight(request, context, loop.time() + context.timeout_s)
+        identity = identify(request, context, self._known.get(context.model))
+        flight = Flight(request, context, loop.time() + context.timeout_s, identity)
         timer = loop.call_at(flight.deadline, flight.expire)
         self._flights[request.request_id] = flight
+        self._budget.on_request()
         finished = False
         try:
             self._enqueue(flight)
@@ -133,104 +88,267 @@ class Dispatcher:
                 yield chunk
         finally:
             timer.cancel()
-            self._flights.pop(request.request_id, None)
-            if not finished:
-                self._abandon(flight)
+            self._forget(flight)
 
-    # What this gateway says
+    def _forget(self, flight: Flight) -> None:
+        """Free what the request still holds: its place in a queue or its work in a replica."""
+        self._flights.pop(flight.request_id, None)
+        if flight.replica_id is not None:
+            self._end_attempt(flight, AttemptEnd(End.ABANDONED), finished=True)
+        elif flight.shard is not None:
+            self._shards.send(flight.shard, Withdraw(*flight.key))
+        self._poison.forget(flight.request_id)
+        self._try_suspects()
 
-    def _enqueue(self, flight: Flight) -> None:
-        request, left_s = flight.request, flight.deadline - asyncio.get_running_loop().time()
-        descriptor = Enqueue(
-            request.request_id,
-            request.attempt,
-            flight.context.model,
-            flight.context.tenant,
-            request.priority,
-            left_s,
-            request.num_tokens,
-            request.sampling.max_tokens,
-        )
-        if self._router is not None:
-            self._router.send(descriptor)
+    # From the queue to a replica
 
-    def _abandon(self, flight: Flight) -> None:
-        """Free what the request holds: its place in the queue or its work in the replica."""
-        link = self._links.get(flight.replica_id) if flight.replica_id is not None else None
-        if link is not None:
-            link.send(Cancel(*flight.key))
-        elif flight.replica_id is None and self._router is not None:
-            self._router.send(Withdraw(*flight.key))
-
-    # What this gateway hears
-
-    def on_router(self, router: Link) -> None:
-        """The router is there (again): repeat what waits; it will tell all its replicas."""
-        self._router = router
-        for flight in self._flights.values():
-            if flight.replica_id is None:
-                self._enqueue(flight)
-
-    def on_router_lost(self) -> None:
-        self._router = None
-
-    def on_router_frame(self, frame: FromRouter) -> None:
-        match frame:
-            case Grant():
-                self._granted(frame)
-            case Refuse():
-                flight = self._current(frame.request_id, frame.attempt)
-                if flight is not None:
-                    kind = _REFUSALS.get(frame.code, Overloaded)
-                    flight.fail(kind(frame.message, None, frame.retry_after_s))
-            case ReplicaUp():
-                self.replicas[frame.replica.replica_id] = frame.replica
-                self._known[frame.replica.model] = frame.replica.engine
-            case ReplicaDown():
-                self.replicas.pop(frame.replica_id, None)
-
-    def _granted(self, grant: Grant) -> None:
-        flight = self._current(grant.request_id, grant.attempt)
-        link = self._links.get(grant.replica_id)
-        if flight is None or flight.replica_id is not None or link is None or not link.is_open:
-            if self._router is not None:
-                self._router.send(Withdraw(grant.request_id, grant.attempt))
-            if flight is not None and flight.replica_id is None:
-                asyncio.get_running_loop().call_later(0.05, self._enqueue_again, flight)
+    def _enqueue(self, flight: Flight, shard: int | None = None) -> None:
+        """Ask a shard for a place: `shard`, if it is alive, else the one of the request's key."""
+        flight.shard = None
+        if not self._poison.may_run(flight.request_id):
             return
-        flight.replica_id = grant.replica_id
-        link.send(Submit(flight.request))
+        if shard is None or not self._shards.is_alive(shard):
+            shard = self._shards.choose(flight.identity.shard_key)
+        flight.shard = shard
+        now = asyncio.get_running_loop().time()
+        self._shards.send(shard, flight.descriptor(now, self._peers.unusable()))
 
-    def _enqueue_again(self, flight: Flight) -> None:
-        """The granted replica is not connected to this gateway (yet): ask once more."""
-        if self._flights.get(flight.request.request_id) is flight and flight.replica_id is None:
+    def _enqueue_after_pause(self, flight: Flight) -> None:
+        flight.shard = None
+        asyncio.get_running_loop().call_later(flight.pause(), self._enqueue_if_held, flight)
+
+    def _enqueue_if_held(self, flight: Flight) -> None:
+        if flight.is_waiting and flight.shard is None and self._flights.get(flight.request_id) is flight:
             self._enqueue(flight)
 
-    def on_replica(self, replica_id: str, link: Link) -> None:
-        """A connection to a replica is open."""
-        self._links[replica_id] = link
+    def _enqueue_those_at(self, shard: int | None) -> None:
+        """Whoever waits there asks again, at the shard that is now theirs."""
+        for flight in list(self._flights.values()):
+            if flight.is_waiting and flight.shard == shard:
+                self._shards.send(shard, Withdraw(*flight.key))
+                self._enqueue(flight)
 
-    def on_replica_frame(self, frame: FromReplica) -> None:
+    def _granted(self, shard: int, grant: Grant) -> None:
+        flight = self._flights.get(grant.request_id)
+        peer = self._peers.usable(grant.replica_id)
+        if flight is None or flight.key != (grant.request_id, grant.attempt) or not flight.is_waiting:
+            self._shards.send(shard, Withdraw(grant.request_id, grant.attempt))
+            return
+        if flight.shard != shard:
+            self._shards.send(flight.shard, Withdraw(*flight.key))
+        info = self._peers.announced.get(grant.replica_id)
+        revision = "" if info is None else info.engine.weights_revision
+        if peer is None or info is None or flight.weights_revision not in ("", revision):
+            self._shards.send(shard, Withdraw(*flight.key))
+            self._enqueue_after_pause(flight)
+            return
+        flight.shard = shard
+        peer.begin(flight)
+        peer.link.send(Submit(flight.submitted(grant.replica_id, revision)))
+
+    def _moved(self, shard: int, move: Move) -> None:
+        flight = self._flights.get(move.request_id)
+        if flight is None or flight.key != (move.request_id, move.attempt):
+            return
+        if flight.is_waiting and flight.shard == shard:
+            flight.waited_s += asyncio.get_running_loop().time() - flight.enqueued_at
+            flight.num_moves += 1
+            self._enqueue(flight, move.shard)
+
+    def _refused(self, shard: int, refusal: Refuse) -> None:
+        flight = self._flights.get(refusal.request_id)
+        if flight is None or flight.key != (refusal.request_id, refusal.attempt):
+            return
+        if flight.is_waiting and flight.shard == shard:
+            flight.shard = None
+            kind = _REFUSALS.get(refusal.code, Overloaded)
+            flight.fail(kind(refusal.message, None, refusal.retry_after_s))
+
+    # The end of an attempt
+
+    def _end_attempt(self, flight: Flight, how: AttemptEnd, finished: bool = False) -> None:
+        """The replica and the shard that granted it are told; nothing that is still said of this attempt counts."""
+        assert flight.replica_id is not None
+        context, (request_id, attempt) = flight.context, flight.key
+        ended = Ended(
+            request_id,
+            attempt,
+            context.model,
+            context.tenant,
+            flight.replica_id,
+            OUTCOMES[how.end],
+            flight.num_emitted,
+            flight.num_cached_tokens,
+            finished,
+        )
+        self._shards.send(flight.shard, ended)
+        self._peers.end(flight, None if how.end is End.FINISHED else Cancel(request_id, attempt))
+        flight.left_replica()
+
+    def _ended(self, ends: Iterable[tuple[Flight, AttemptEnd]]) -> None:
+        """What one event has ended: those that died with a replica are judged together."""
+        dead = []
+        for flight, how in ends:
+            if how.end is End.DIED:
+                dead.append((flight, how))
+            else:
+                self._ended_alone(flight, how)
+        if dead:
+            self._died(dead)
+
+    def _ended_alone(self, flight: Flight, how: AttemptEnd) -> None:
+        replica_id = flight.replica_id
+        assert replica_id is not None
+        self._end_attempt(flight, how, finished=how.end in (End.FINISHED, End.UNFIT))
+        if flight.is_over or how.end is End.FINISHED:
+            return
+        if how.end is End.UNFIT:
+            flight.fail(EngineFailed(how.why))
+            return
+        flight.shun(replica_id)
+        if how.end is End.FAULTY and not self._may_retry(flight):
+            flight.fail(EngineFailed(how.why))
+            return
+        self._migrate(flight, at_once=how.end is not End.REFUSED)
+
+    def _may_retry(self, flight: Flight) -> bool:
+        """A request that fails by itself is tried once elsewhere, if there is an elsewhere, and under the budget."""
+        flight.num_faults += 1
+        if flight.num_faults > 1 or not self._peers.others(flight.context.model, flight.avoid, flight.weights_revision):
+            return False
+        return self._budget.spend(asyncio.get_running_loop().time())
+
+    def _died(self, dead: list[tuple[Flight, AttemptEnd]]) -> None:
+        """Requests whose replica died under them."""
+        condemned = self._poison.on_death((flight.request_id, flight.num_emitted > 0) for flight, _ in dead)
+        for flight, how in dead:
+            replica_id = flight.replica_id
+            assert replica_id is not None
+            is_condemned = flight.request_id == condemned
+            self._end_attempt(flight, how, finished=is_condemned)
+            if flight.is_over:
+                continue
+            if is_condemned:
+                self._shards.send_all(Condemn(flight.identity.digest))
+                flight.fail(PoisonRequest(f"this request has ended several replicas; the last one: {how.why}"))
+                continue
+            flight.shun(replica_id)
+            flight.is_tried = False
+            self._migrate(flight)
+        self._try_suspects()
+
+    def _migrate(self, flight: Flight, at_once: bool = True) -> None:
+        """Go on elsewhere."""
+        if flight.finish_if_complete(self._known.get(flight.context.model)):
+            return
+        flight.next_attempt()
+        if at_once:
+            self._enqueue(flight)
+        else:
+            self._enqueue_after_pause(flight)
+
+    def _try_suspects(self) -> None:
+        """Let the next one run that may have killed its replica, if none does."""
+        suspect = self._poison.next_trial()
+        flight = None if suspect is None else self._flights.get(suspect)
+        if flight is not None:
+            flight.is_tried = True
+            self._enqueue(flight)
+
+    # What the shards say
+
+    def on_router(self, shard: int, link: Link) -> None:
+        """A shard is there (again): it is told what waits for it, and tells all its replicas."""
+        self._shards.connect(shard, link)
+        self._enqueue_those_at(shard)
+        self._enqueue_those_at(None)
+
+    def on_router_lost(self, shard: int) -> None:
+        """What waited there asks elsewhere at once."""
+        self._shards.disconnect(shard)
+        self._peers.retract_all(shard)
+        self._enqueue_those_at(shard)
+
+    def on_router_frame(self, shard: int, frame: FromRouter) -> None:
+        if self._shards.heard(shard, frame):
+            self._enqueue_those_at(None)
+        match frame:
+            case Grant():
+                self._granted(shard, frame)
+            case Refuse():
+                self._refused(shard, frame)
+            case Move():
+                self._moved(shard, frame)
+            case ReplicaUp():
+                self._peers.announce(shard, frame.replica)
+                self._known[frame.replica.model] = frame.replica.engine
+            case ReplicaDown():
+                self._peers.retract(shard, frame.replica_id)
+
+    # What the replicas say
+
+    def on_replica(self, replica_id: str, link: Link) -> None:
+        """A connection to a replica is open. One that was open before is lost with all that ran there."""
+        self.on_replica_lost(replica_id)
+        self._peers.connect(replica_id, link)
+        self._now_usable(replica_id)
+
+    def on_replica_frame(self, replica_id: str, frame: FromReplica) -> None:
+        peer = self._peers.connected.get(replica_id)
+        if peer is None:
+            return
+        peer.watch.heard()
         match frame:
             case Tokens():
-                flights = self._flights
-                for chunk in frame.chunks:
-                    flight = flights.get(chunk.request_id)
-                    if flight is not None:
-                        flight.accept(chunk)
+                self._on_tokens(frame)
             case Failed():
-                flight = self._current(frame.request_id, frame.attempt)
-                if flight is not None:
-                    flight.fail(EngineFailed(frame.message))
+                flight = self._flights.get(frame.request_id)
+                if flight is not None and flight.key == (frame.request_id, frame.attempt) and flight.replica_id:
+                    end = End.REFUSED if frame.retryable else End.UNFIT
+                    self._ended([(flight, AttemptEnd(end, frame.message))])
+            case Beat():
+                if peer.watch.on_beat(frame) and peer.is_left:
+                    self._peers.set_left(peer, False)
+                    self._now_usable(replica_id)
+
+    def _on_tokens(self, frame: Tokens) -> None:
+        flights = self._flights
+        ends: list[tuple[Flight, AttemptEnd]] = []
+        for chunk in frame.chunks:
+            flight = flights.get(chunk.request_id)
+            if flight is None:
+                continue
+            end = flight.accept(chunk)
+            if flight.is_tried and flight.num_emitted:
+                flight.is_tried = False
+                self._poison.forget(flight.request_id)
+                self._try_suspects()
+            if end is not None:
+                ends.append((flight, end))
+        if ends:
+            self._ended(ends)
 
     def on_replica_lost(self, replica_id: str) -> None:
-        """The connection is gone, and with it every request that ran there."""
-        self._links.pop(replica_id, None)
-        self.replicas.pop(replica_id, None)
-        for flight in self._flights.values():
-            if flight.replica_id == replica_id:
-                flight.fail(EngineFailed("the replica that computed this request was lost"))
+        """The connection is gone; what ran there goes on elsewhere."""
+        how = AttemptEnd(End.DIED, "the replica that computed it was lost")
+        self._ended([(flight, how) for flight in self._peers.disconnect(replica_id)])
 
-    def _current(self, request_id: str, attempt: int) -> Flight | None:
-        flight = self._flights.get(request_id)
-        return flight if flight is not None and flight.request.attempt == attempt else None
+    def _now_usable(self, replica_id: str) -> None:
+        """It is (again) to be had, also for those that it failed by being away; who waits is told so."""
+        for flight in list(self._flights.values()):
+            if replica_id in flight.avoided or replica_id in flight.avoid:
+                flight.avoid = [other for other in flight.avoid if other != replica_id]
+                if flight.is_waiting and flight.shard is not None:
+                    self._shards.send(flight.shard, Withdraw(*flight.key))
+                    self._enqueue(flight)
+
+    def on_tick(self, now: float) -> None:
+        """Look after those that owe a sign of life. Call every `cluster.watchdog.TICK_S`, with any steady clock."""
+        self._time.tick(now)
+        for shard in self._shards.newly_silent():
+            self._enqueue_those_at(shard)
+        for _, why, peer in self._peers.accused():
+            self._peers.set_left(peer, True)
+            how = AttemptEnd(End.DIED, f"the replica that computed it {why}")
+            self._ended([(flight, how) for flight in list(peer.flights.values())])
+        self._peers.close_hopeless()

@@ -7,6 +7,7 @@
       NoReadyReplica       503   no_ready_replica
       DeadlineExceeded     504   waited past its deadline; nothing was computed
       EngineFailed         500   the engine gave up on this request
+      PoisonRequest        500   the request has killed two replicas, or its like has
 
 All arguments go to `super().__init__`, so that errors survive pickling between actors.
 """
@@ -60,3 +61,7 @@ class DeadlineExceeded(ApiError):
 
 class EngineFailed(ApiError):
     status, type, code = 500, "server_error", "engine_failed"
+
+
+class PoisonRequest(ApiError):
+    status, type, code = 500, "server_error", "poison_request"

@@ -18,6 +18,8 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str  #: the served name
     tenant: str = "default"
+    session: str = ""  #: requests of one session are served by the same replica where that matters; empty: no session
+    weights_revision: str = ""  #: go on with these weights only (tokens of theirs are out already); empty: any
     timeout_s: float = 600.0  #: from now; past it the request ends (504 before its first token)
 
 

@@ -52,7 +52,7 @@ class GatewayDeployment:
         address: RouterAddress = await router.join.remote()
         dispatcher = Dispatcher(name)
         links = GatewayLinks(dispatcher, address.secret)
-        self._router = RouterLink(lambda: router.join.remote(), FromRouter, ("gateway", name), links)
+        self._router = RouterLink(lambda: router.join.remote(), FromRouter, ("gateway", name), links.shard_peer(0))
         models = await asyncio.to_thread(_load_models, self._config)
         self._app = build_gateway(models, dispatcher, self._config.gateway)
         self._api = HandleApi(models, dispatcher, self._config.gateway)

@@ -1,4 +1,4 @@
-"""GatewayLinks: the sockets around one gateway's `Dispatcher`: its router, and every replica the router tells of."""
+"""GatewayLinks: the sockets around one gateway's `Dispatcher`: its router shards, and every replica they tell of."""
 
 import asyncio
 import logging
@@ -6,61 +6,108 @@ from typing import Any
 
 from cluster.dispatcher import Dispatcher
 from cluster.frames import FromReplica, ReplicaInfo, ReplicaUp
+from cluster.watchdog import TICK_S
 from deployments.transport import FrameConnection, connect
 
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 logger = logging.getLogger("manta.gateway")
 
 
 class _ReplicaPeer:
     """Feeds one replica's messages to the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, replica_id: str) -> None:
-        self._dispatcher, self._replica_id = dispatcher, replica_id
+    def __init__(self, links: "GatewayLinks", replica_id: str) -> None:
+        self._links, self._replica_id = links, replica_id
 
     def on_frame(self, frame: Any) -> None:
-        self._dispatcher.on_replica_frame(frame)
+        self._links.dispatcher.on_replica_frame(self._replica_id, frame)
 
     def on_lost(self) -> None:
-        self._dispatcher.on_replica_lost(self._replica_id)
+        self._links.replica_lost(self._replica_id)
+
+
+class _ShardPeer:
+    """Feeds one router shard's messages to the dispatcher (`deployments.router_link.RouterPeer`)."""
+
+    def __init__(self, links: "GatewayLinks", shard: int) -> None:
+        self._links, self._shard = links, shard
+
+    def on_router(self, connection: FrameConnection) -> None:
+        self._links.dispatcher.on_router(self._shard, connection)
+
+    def on_router_frame(self, frame: Any) -> None:
+        self._links.dispatcher.on_router_frame(self._shard, frame)
+        if isinstance(frame, ReplicaUp):
+            self._links.dial(frame.replica)
+
+    def on_router_lost(self) -> None:
+        self._links.dispatcher.on_router_lost(self._shard)
 
 
 class GatewayLinks:
-    """Feeds the dispatcher what arrives, and dials the replicas it does not know yet."""
+    """Feeds the dispatcher what arrives and the ticks, and keeps a connection to each announced replica."""
 
     def __init__(self, dispatcher: Dispatcher, secret: bytes) -> None:
-        self._dispatcher, self._secret = dispatcher, secret
-        self._dialling: set[asyncio.Task[None]] = set()
+        self.dispatcher, self._secret = dispatcher, secret
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._ticker = asyncio.create_task(self._tick())
         self.connections: dict[str, FrameConnection] = {}
 
-    def on_router(self, connection: FrameConnection) -> None:
-        self._dispatcher.on_router(connection)
+    def shard_peer(self, shard: int) -> _ShardPeer:
+        """What the `RouterLink` to that shard feeds."""
+        return _ShardPeer(self, shard)
 
-    def on_router_lost(self) -> None:
-        self._dispatcher.on_router_lost()
+    def dial(self, replica: ReplicaInfo) -> None:
+        """Connect to this replica, unless that is done or being done."""
+        replica_id = replica.replica_id
+        if replica_id not in self.connections and replica_id not in self._dialling:
+            self._dialling[replica_id] = asyncio.create_task(self._dial(replica))
 
-    def on_router_frame(self, frame: Any) -> None:
-        self._dispatcher.on_router_frame(frame)
-        if isinstance(frame, ReplicaUp):
-            known = self.connections.get(frame.replica.replica_id)
-            if known is None or not known.is_open:
-                task = asyncio.create_task(self._dial(frame.replica))
-                self._dialling.add(task)
-                task.add_done_callback(self._dialling.discard)
+    def replica_lost(self, replica_id: str) -> None:
+        """Tell it, and try again while a shard announces the replica."""
+        if self.connections.pop(replica_id, None) is None:
+            return
+        self.dispatcher.on_replica_lost(replica_id)
+        replica = self.dispatcher.replicas.get(replica_id)
+        if replica is not None:
+            self.dial(replica)
 
     async def _dial(self, replica: ReplicaInfo) -> None:
-        peer = _ReplicaPeer(self._dispatcher, replica.replica_id)
-        hello = ("gateway", self._dispatcher.name)
+        replica_id, retry_s = replica.replica_id, FIRST_RETRY_S
+        try:
+            while not await self._connect(replica):
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+                if replica_id not in self.dispatcher.replicas:
+                    return
+        finally:
+            self._dialling.pop(replica_id, None)
+
+    async def _connect(self, replica: ReplicaInfo) -> bool:
+        peer = _ReplicaPeer(self, replica.replica_id)
+        hello = ("gateway", self.dispatcher.name)
         try:
             where = (replica.host, replica.port)
             connection = await connect(where, FromReplica, self._secret, hello, peer)
         except (OSError, TimeoutError) as error:
             logger.warning("replica %s is not reachable: %s", replica.replica_id, error)
-            return
+            return False
+        if not connection.is_open:
+            return False
         self.connections[replica.replica_id] = connection
-        self._dispatcher.on_replica(replica.replica_id, connection)
+        self.dispatcher.on_replica(replica.replica_id, connection)
+        return True
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.dispatcher.on_tick(loop.time())
 
     def close(self) -> None:
-        for task in self._dialling:
+        self._ticker.cancel()
+        for task in self._dialling.values():
             task.cancel()
-        for connection in self.connections.values():
+        connections, self.connections = self.connections, {}
+        for connection in connections.values():
             connection.close()

@@ -4,15 +4,18 @@ Lives in the replica's event loop; the engine's own thread calls `on_step`, whic
 """
 
 import asyncio
+import itertools
 from collections import deque
 from typing import Any, Protocol
 
-from cluster.frames import Announce, Cancel, Failed, Hello, ReplicaInfo, Report, Submit, Tokens, ToReplica
+from cluster.frames import Announce, Beat, Cancel, Failed, Hello, Leave, ReplicaInfo, Report, Submit, Tokens, ToReplica
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
 from engine.errors import EngineDead, RequestRefused
 from engine.request import EngineLoad, GenerateRequest, TokenChunk
+from engine.step_progress import EngineProgress
 
 HEARTBEAT_S = 0.1
+IDLE_BEATS = 10  #: a gateway without work here gets every tenth beat
 
 
 class Engine(Protocol):
@@ -20,7 +23,9 @@ class Engine(Protocol):
 
     def submit(self, request: GenerateRequest) -> None: ...
 
-    def cancel(self, request_id: str) -> None: ...
+    def cancel(self, request_id: str, attempt: int | None = None) -> None: ...
+
+    def progress(self) -> EngineProgress: ...
 
 
 class _GatewayPeer:
@@ -32,7 +37,7 @@ class _GatewayPeer:
             case Submit():
                 self._server.submit(frame.request, self._connection)
             case Cancel():
-                self._server.cancel(frame.request_id)
+                self._server.cancel(frame.request_id, frame.attempt)
 
     def on_lost(self) -> None:
         self._server.gateway_lost(self._connection)
@@ -44,7 +49,9 @@ class ReplicaServer:
     def __init__(self, engine: Engine, secret: bytes) -> None:
         self._engine = engine
         self._server = FrameServer(ToReplica, secret, self._accept)
-        self._owners: dict[str, FrameConnection] = {}
+        self._gateways: set[FrameConnection] = set()
+        self._owners: dict[tuple[str, int], FrameConnection] = {}  #: by request id and attempt
+        self._is_leaving = False
         self._submitted: deque[tuple[str, int]] = deque()  #: not yet seen in a load, oldest first
         self._accepted: list[tuple[str, int]] = []  #: seen in a load, not yet reported
         self._num_accepted = 0
@@ -73,26 +80,31 @@ class ReplicaServer:
     # Gateways
 
     def _accept(self, hello: Hello, connection: FrameConnection) -> FrameHandler:
+        self._gateways.add(connection)
         return _GatewayPeer(self, connection)
 
     def submit(self, request: GenerateRequest, gateway: FrameConnection) -> None:
+        key = (request.request_id, request.attempt)
         try:
+            if self._is_leaving:
+                raise EngineDead("the replica takes no more requests")
             self._engine.submit(request)
         except (RequestRefused, EngineDead) as error:
-            gateway.send(Failed(request.request_id, request.attempt, str(error)))
-            self._accepted.append((request.request_id, request.attempt))
+            gateway.send(Failed(*key, str(error), retryable=isinstance(error, EngineDead)))
+            self._accepted.append(key)
             return
-        self._owners[request.request_id] = gateway
-        self._submitted.append((request.request_id, request.attempt))
+        self._owners[key] = gateway
+        self._submitted.append(key)
 
-    def cancel(self, request_id: str) -> None:
-        if self._owners.pop(request_id, None) is not None:
-            self._engine.cancel(request_id)
+    def cancel(self, request_id: str, attempt: int) -> None:
+        if self._owners.pop((request_id, attempt), None) is not None:
+            self._engine.cancel(request_id, attempt)
 
     def gateway_lost(self, gateway: FrameConnection) -> None:
         """Nobody reads these any more."""
-        for request_id in [key for key, owner in self._owners.items() if owner is gateway]:
-            self.cancel(request_id)
+        self._gateways.discard(gateway)
+        for key in [key for key, owner in self._owners.items() if owner is gateway]:
+            self.cancel(*key)
 
     # The engine
 
@@ -101,11 +113,11 @@ class ReplicaServer:
         self._load = load
         frames: dict[FrameConnection, list[TokenChunk]] = {}
         for chunk in chunks:
-            owner = self._owners.get(chunk.request_id)
+            owner = self._owners.get((chunk.request_id, chunk.attempt))
             if owner is not None:
                 frames.setdefault(owner, []).append(chunk)
                 if chunk.finish is not None:
-                    del self._owners[chunk.request_id]
+                    del self._owners[(chunk.request_id, chunk.attempt)]
         for gateway, mine in frames.items():
             gateway.send(Tokens(load.step, mine))
         while self._num_accepted < load.num_accepted and self._submitted:
@@ -121,6 +133,14 @@ class ReplicaServer:
         if self._announcement is not None:
             connection.send(Announce(self._announcement))
             self._report()
+            if self._is_leaving:
+                connection.send(Leave())
+
+    def leave(self) -> None:
+        """Take no more requests; what runs here goes on."""
+        self._is_leaving = True
+        if self._router is not None:
+            self._router.send(Leave())
 
     def on_router_frame(self, frame: Any) -> None:
         """The router says nothing to replicas."""
@@ -136,6 +156,9 @@ class ReplicaServer:
         self._accepted = []
 
     async def _beat(self) -> None:
-        while True:
+        for count in itertools.count():
             await asyncio.sleep(HEARTBEAT_S)
             self._report()
+            beat = Beat(*self._engine.progress())
+            for gateway in self._gateways if count % IDLE_BEATS == 0 else set(self._owners.values()):
+                gateway.send(beat)

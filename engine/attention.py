@@ -16,6 +16,7 @@ from engine.errors import UnsupportedArchitecture
 from engine.kernels.attention_backend import AttentionBackend
 from engine.kernels.metadata import AttentionMetadata
 from engine.kv_cache import KVCache
+from engine.step_progress import StepProgress
 
 ATTENTION_NAME = "manta_paged"
 
@@ -47,14 +48,16 @@ class PagedStep:
     cache: KVCache
     metadata: AttentionMetadata
     slot_mapping: torch.Tensor  #: int64 [T]; block_id * block_size + offset, where each token's key and value go
+    progress: StepProgress
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: LayerOptions
     ) -> torch.Tensor:
         """See `AttentionStep`."""
+        self.progress.tick()
         key_cache, value_cache = self.cache.keys[layer], self.cache.values[layer]
         self.backend.write_kv(key, value, key_cache, value_cache, self.slot_mapping)
-        return self.backend.paged_attention(
+        attended = self.backend.paged_attention(
             query,
             key_cache,
             value_cache,
@@ -64,6 +67,8 @@ class PagedStep:
             softcap=options.softcap,
             sinks=options.sinks,
         )
+        self.progress.tick()
+        return attended
 
 
 def attend(

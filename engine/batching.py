@@ -149,13 +149,13 @@ class StaticBatching(DynamicBatching):
         return paid
 
     def deliver(self, chunks: list[TokenChunk], num_running: int, num_waiting: int) -> list[TokenChunk]:
-        """Everything when the batch has ended; before that only what was aborted or failed."""
+        """Everything when the batch has ended; before that only what was aborted, failed or handed back."""
         delivered = []
         for chunk in chunks:
             key = (chunk.request_id, chunk.attempt)
             kept = self._kept.pop(key, None)
             self._kept[key] = chunk if kept is None else _merged(kept, chunk)
-            if chunk.finish in (FinishReason.ABORT, FinishReason.ERROR):
+            if chunk.finish in (FinishReason.ABORT, FinishReason.ERROR, FinishReason.MIGRATE):
                 delivered.append(self._kept.pop(key))
         if num_running == 0 and min(self._places, num_waiting) == 0:
             delivered += self._kept.values()

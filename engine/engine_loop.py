@@ -13,6 +13,7 @@ from collections.abc import Callable
 from engine.core import EngineCore
 from engine.errors import EngineDead, RequestRefused
 from engine.request import EngineLoad, FinishReason, GenerateRequest, TokenChunk
+from engine.step_progress import EngineProgress
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,20 @@ class EngineLoop:
         """When the step now being computed began, on the loop's clock; None between steps. For a watchdog."""
         return self._step_started_at
 
+    def progress(self) -> EngineProgress:
+        """How far it has come, for a watchdog."""
+        progress = self._core.progress
+        return EngineProgress(progress.count, self._step_started_at is not None, progress.patience_s)
+
+    def hand_back(self) -> None:
+        """End everything with MIGRATE, as something between two steps: other engines go on with it."""
+        try:
+            self._order(lambda now: self._core.scheduler.hand_back())
+        except EngineDead:
+            return  # it has handed everything back already
+
     def close(self, timeout_s: float = 10.0) -> bool:
-        """End what is left with ERROR and stop. False if a step was still running after `timeout_s`."""
+        """Hand back what is left and stop. False if a step was still running after `timeout_s`."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -142,7 +155,8 @@ class EngineLoop:
         scheduler = self._core.scheduler
         now = self._clock()
         chunks = [chunk for order in self._orders for chunk in order(now)]
-        self._on_step(chunks + scheduler.fail_all(str(self._dead)), scheduler.load())
+        why = "" if self._closing else str(self._dead)
+        self._on_step(chunks + scheduler.hand_back(why), scheduler.load())
 
     def _tell_death(self) -> None:
         if self._dead is not None and not self._closing:

@@ -18,6 +18,7 @@ from engine.sampler import Sampled, Sampler
 from engine.sampling_table import SamplingTable
 from engine.sequence_table import FlatBatch, IntArray, SequenceTable
 from engine.step import PromptLogprobs, SampledToken, ScheduledSequence, StepPlan, StepResult
+from engine.step_progress import StepProgress
 from parallel.cores import CoreShare
 
 #: Rows of prompt logits turned into probabilities at a time, which bounds the memory they take.
@@ -38,6 +39,7 @@ class ModelRunner:
         max_model_len: int,
         cores: CoreShare | None = None,
     ) -> None:
+        self.progress = StepProgress()
         self._model = model
         self._cache = cache
         head_dims = {layer.head_dim for layer in model.layers}
@@ -59,6 +61,7 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Drop, learn, compute, sample; the sampled tokens are kept for the next step."""
+        self.progress.begin_step()
         if self._pinned_thread != get_ident():
             self._pin_thread()
         for sequence_id in plan.dropped_ids:
@@ -78,6 +81,7 @@ class ModelRunner:
         keep = None if num_sampled == batch.num_tokens else np.concatenate(wanted)
         with torch.inference_mode():
             logits = self._forward(batch, keep)
+            self.progress.tick()
             prompt_logprobs = self._prompt_logprobs(plan.scheduled, batch, prompt_spans, logits[num_sampled:])
             sampled = self._sample(logits[:num_sampled], batch.rows[sampling])
         return StepResult(plan.step, _sampled_tokens(plan.scheduled, sampled), prompt_logprobs)
@@ -105,6 +109,7 @@ class ModelRunner:
                 max_context_len=batch.max_context_len,
             ),
             torch.from_numpy(batch.slot_mapping).to(device),
+            self.progress,
         )
         if keep is not None and not len(keep):
             keep = np.zeros(1, dtype=np.int64)  # unfinished prompts only: one row keeps the output layer's shapes usual
@@ -154,6 +159,7 @@ class ModelRunner:
                 raw = span_logits[part : part + _PROMPT_ROWS].float().log_softmax(dim=-1)
                 ids = next_ids[part : part + _PROMPT_ROWS]
                 entries += token_logprobs(raw, ids, np.full(len(ids), count))
+                self.progress.tick()
             answers.append(PromptLogprobs(entry.sequence_id, entry.start, entries))
         return answers
 

@@ -85,7 +85,7 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None  #: with the first chunk only
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix cache; with the first chunk
-    error: str = ""  #: with `finish` ERROR
+    error: str = ""  #: with `finish` ERROR; with MIGRATE: what the engine died of, empty if it is well
 
 
 class EngineLoad(msgspec.Struct, frozen=True, array_like=True):

@@ -112,11 +112,14 @@ class Scheduler:
             return []
         return self._end_early(sequence, FinishReason.ABORT, "")
 
-    def fail_all(self, why: str) -> list[TokenChunk]:
-        """End everything with an error: the engine cannot go on. Returns each request's last chunk."""
+    def hand_back(self, why: str = "") -> list[TokenChunk]:
+        """End everything here so that another engine goes on. Returns each request's last chunk.
+
+        `why` says what this engine died of; empty: it is well, but is to end.
+        """
         self._in_flight = None
         sequences = list(self._by_request.values())
-        return [chunk for sequence in sequences for chunk in self._end_early(sequence, FinishReason.ERROR, why)]
+        return [chunk for sequence in sequences for chunk in self._end_early(sequence, FinishReason.MIGRATE, why)]
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to compute now."""

@@ -22,7 +22,7 @@ from engine.kv_cache import KVCache, bytes_per_token, count_blocks, fit_model_le
 from engine.model_loader import LoadedModel, choose_device, choose_dtype, load_model, model_config, position_limit
 from engine.model_runner import ModelRunner
 from engine.scheduler import Scheduler
-from engine.warm_up import warm_up
+from engine.warm_up import measure_patience, warm_up
 from parallel.cores import CoreShare
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,9 @@ def start_engine(
                 raise BadCheckpoint(
                     model, f"its logits are not finite in {info.dtype}: use dtype float32, or check the weights"
                 )
+            measure_patience(runner, info, config.max_batched_tokens, runner.progress)
     info = msgspec.structs.replace(info, startup_s=phases.seconds)
-    return EngineCore(Scheduler(config, info), runner), info
+    return EngineCore(Scheduler(config, info), runner, runner.progress), info
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from engine.config import EngineInfo
 from engine.core import StepExecutor
 from engine.request import SamplingParams
 from engine.step import NewSequence, ScheduledSequence, StepPlan
+from engine.step_progress import StepProgress
 
 _MAX_PREFILL = 256
 _PARAMS = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
@@ -20,6 +21,14 @@ def warm_up(executor: StepExecutor, info: EngineInfo, max_batched_tokens: int) -
     for num_sequences in sorted(sizes):
         finite &= _run(executor, info, num_sequences=num_sequences, context_len=prompt_len, num_tokens=1)
     return finite
+
+
+def measure_patience(executor: StepExecutor, info: EngineInfo, max_batched_tokens: int, progress: StepProgress) -> None:
+    """Learn from one more prompt how long a part of the largest step takes. Call it after `warm_up`."""
+    prompt_len = max(1, min(max_batched_tokens, _MAX_PREFILL, info.max_model_len - 1))
+    progress.longest_gap_s = 0.0
+    _run(executor, info, num_sequences=1, context_len=prompt_len, num_tokens=prompt_len)
+    progress.expect(max_batched_tokens / prompt_len)
 
 
 def _run(executor: StepExecutor, info: EngineInfo, *, num_sequences: int, context_len: int, num_tokens: int) -> bool:

@@ -85,7 +85,7 @@ async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
 async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
     dispatcher = Dispatcher("bench")
     links = GatewayLinks(dispatcher, SECRET)
-    link = RouterLink(lambda: _address(ports), FromRouter, ("gateway", "bench"), links)
+    link = RouterLink(lambda: _address(ports), FromRouter, ("gateway", "bench"), links.shard_peer(0))
     app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, GatewayConfig())
     settings = listener_settings(app, host=HOST, port=ports["gateway"])
     await uvicorn.Server(settings).serve()

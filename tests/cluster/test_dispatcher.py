@@ -1,67 +1,20 @@
-"""The dispatcher's journal: what a reader may see of what arrives."""
+"""The dispatcher's journal: what a reader may see of what arrives, and what is said to router and replica."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster.dispatcher import Dispatcher
-from cluster.errors import DeadlineExceeded, EngineFailed, Overloaded
-from cluster.frames import Cancel, Enqueue, Failed, Frame, Grant, Refuse, ReplicaUp, Submit, Tokens, Withdraw
-from cluster.generation import RequestContext
-from engine.request import FinishReason, GenerateRequest, SamplingParams, TokenChunk
-from tests.cluster.router_world import engine_info, replica_info
-
-
-class RecordingLink:
-    def __init__(self) -> None:
-        self.sent: list[Frame] = []
-        self.is_open = True
-
-    def send(self, frame: Frame) -> None:
-        self.sent.append(frame)
-
-
-class Desk:
-    """A dispatcher whose router and replica are the test itself."""
-
-    def __init__(self) -> None:
-        self.dispatcher = Dispatcher("g")
-        self.router, self.replica = RecordingLink(), RecordingLink()
-        self.dispatcher.on_router(self.router)
-        self.dispatcher.on_router_frame(ReplicaUp(replica_info("r1")))
-        self.dispatcher.on_replica("r1", self.replica)
-        self.seen: list[TokenChunk] = []
-
-    def ask(self, attempt: int = 0, timeout_s: float = 10.0) -> asyncio.Task[None]:
-        sampling = SamplingParams(max_tokens=9, seed=0)
-        request = GenerateRequest(request_id="q", prompt_token_ids=[1], sampling=sampling, attempt=attempt)
-        return asyncio.create_task(
-            self._read(self.dispatcher.stream(request, RequestContext(model="m", timeout_s=timeout_s)))
-        )
-
-    async def _read(self, stream: AsyncIterator[TokenChunk]) -> None:
-        async for chunk in stream:
-            self.seen.append(chunk)
-
-    def tokens(self, index: int, *ids: int, attempt: int = 0, finish: FinishReason | None = None) -> None:
-        self.dispatcher.on_replica_frame(Tokens(1, [TokenChunk("q", attempt, index, list(ids), finish=finish)]))
-
-    def seen_ids(self) -> list[int]:
-        return [token for chunk in self.seen for token in chunk.token_ids]
-
-
-async def started(desk: Desk) -> asyncio.Task[None]:
-    task = desk.ask()
-    await asyncio.sleep(0)
-    desk.dispatcher.on_router_frame(Grant("q", 0, "r1", 1.0))
-    return task
+from cluster.errors import DeadlineExceeded, EngineFailed, Overloaded, PoisonRequest
+from cluster.frames import Cancel, Enqueue, Failed, Grant, Refuse, Submit, Withdraw
+from engine.request import FinishReason
+from tests.cluster.dispatcher_desk import Desk, started
+from tests.cluster.router_world import engine_info
 
 
 async def test_descriptor_to_the_router_prompt_to_the_replica() -> None:
     desk = Desk()
     task = await started(desk)
-    [asked] = desk.router.sent
+    asked = desk.router.sent[0]
     assert isinstance(asked, Enqueue) and (asked.request_id, asked.model, asked.num_prompt_tokens) == ("q", "m", 1)
     [submitted] = desk.replica.sent
     assert isinstance(submitted, Submit) and submitted.request.prompt_token_ids == [1]
@@ -82,24 +35,30 @@ async def test_repeated_and_foreign_chunks_are_dropped() -> None:
     assert desk.seen_ids() == [5, 6]
 
 
-async def test_a_gap_is_a_failure() -> None:
+async def test_without_another_replica_a_gap_is_an_error() -> None:
     desk = Desk()
     task = await started(desk)
     desk.tokens(0, 5)
     desk.tokens(2, 7)
+    desk.tokens(3, 8)
     with pytest.raises(EngineFailed, match="tokens 1 to 1"):
         await task
     assert desk.replica.sent[-1] == Cancel("q", 0)
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [("server_is_overloaded", Overloaded), ("deadline_exceeded", DeadlineExceeded)]
+    ("code", "error"),
+    [
+        ("server_is_overloaded", Overloaded),
+        ("deadline_exceeded", DeadlineExceeded),
+        ("poison_request", PoisonRequest),
+    ],
 )
 async def test_the_routers_refusal_is_raised_with_its_retry_after(code: str, error: type[Exception]) -> None:
     desk = Desk()
     task = desk.ask()
     await asyncio.sleep(0)
-    desk.dispatcher.on_router_frame(Refuse("q", 0, code, "no", 3.0))
+    desk.dispatcher.on_router_frame(0, Refuse("q", 0, code, "no", 3.0))
     with pytest.raises(error) as caught:
         await task
     assert getattr(caught.value, "retry_after_s", None) == 3.0
@@ -108,7 +67,7 @@ async def test_the_routers_refusal_is_raised_with_its_retry_after(code: str, err
 async def test_the_engines_errors_are_raised() -> None:
     desk = Desk()
     task = await started(desk)
-    desk.dispatcher.on_replica_frame(Failed("q", 0, "cannot"))
+    desk.dispatcher.on_replica_frame("r1", Failed("q", 0, "cannot"))
     with pytest.raises(EngineFailed, match="cannot"):
         await task
 
@@ -117,8 +76,8 @@ async def test_tokens_before_an_error_are_still_read() -> None:
     desk = Desk()
     task = await started(desk)
     desk.tokens(0, 5)
-    desk.dispatcher.on_replica_lost("r1")
-    with pytest.raises(EngineFailed, match="lost"):
+    desk.dispatcher.on_replica_frame("r1", Failed("q", 0, "cannot"))
+    with pytest.raises(EngineFailed, match="cannot"):
         await task
     assert desk.seen_ids() == [5]
 
@@ -141,7 +100,7 @@ async def test_a_grant_that_cannot_be_used_goes_back_and_is_asked_for_again() ->
     desk.replica.is_open = True
     await asyncio.sleep(0.08)
     assert isinstance(desk.router.sent[-1], Enqueue)
-    desk.dispatcher.on_router_frame(Grant("q", 0, "r1", 1.0))
+    desk.dispatcher.on_router_frame(0, Grant("q", 0, "r1", 1.0))
     desk.tokens(0, 5, finish=FinishReason.STOP)
     await task
     assert desk.seen_ids() == [5]
@@ -149,7 +108,7 @@ async def test_a_grant_that_cannot_be_used_goes_back_and_is_asked_for_again() ->
 
 async def test_a_grant_for_nobody_goes_back() -> None:
     desk = Desk()
-    desk.dispatcher.on_router_frame(Grant("gone", 0, "r1", 1.0))
+    desk.dispatcher.on_router_frame(0, Grant("gone", 0, "r1", 1.0))
     assert desk.router.sent == [Withdraw("gone", 0)]
 
 

@@ -1,7 +1,7 @@
 """A whole Manta without Ray: router shard, engines on the chain executor, and a gateway's dispatcher, over real TCP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -17,8 +17,10 @@ from engine.chain_executor import ChainExecutor, next_chain_token
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
-from engine.request import GenerateRequest, SamplingParams, TokenChunk
+from engine.errors import EngineDead
+from engine.request import EngineLoad, GenerateRequest, SamplingParams, TokenChunk
 from engine.scheduler import Scheduler
+from engine.step import StepPlan, StepResult
 
 SECRET = b"a secret of the tests"
 HOST = "127.0.0.1"
@@ -43,12 +45,28 @@ class Replica:
     def __init__(self, name: str, core: EngineCore, info: EngineInfo) -> None:
         loop = asyncio.get_running_loop()
         self.name, self.core, self.info = name, core, info
+        self.died = False
+        self.tamper: Callable[[list[TokenChunk]], list[TokenChunk]] = lambda chunks: chunks
         self.engine = EngineLoop(
             core,
-            on_step=lambda chunks, load: loop.call_soon_threadsafe(self.server.on_step, chunks, load),
-            on_dead=lambda error: None,
+            on_step=lambda chunks, load: loop.call_soon_threadsafe(self._on_step, chunks, load),
+            on_dead=self._on_dead,
         )
         self.server = ReplicaServer(self.engine, SECRET)
+
+    def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
+        self.server.on_step(self.tamper(chunks), load)
+
+    def _on_dead(self, error: EngineDead) -> None:
+        self.died = True
+
+    def break_engine(self, why: str) -> None:
+        """The next step fails."""
+
+        def fail(plan: StepPlan) -> StepResult:
+            raise RuntimeError(why)
+
+        self.core.executor.execute = fail  # type: ignore[method-assign]
 
     async def start(self, world: "ServingWorld") -> None:
         port = await self.server.listen(HOST)
@@ -95,7 +113,7 @@ async def serving_world(num_replicas: int = 1, **engine: float) -> AsyncIterator
     shard = RouterShard(RouterConfig(), SECRET)
     world = ServingWorld(shard, await shard.start(HOST), Dispatcher("gateway"), [])
     links = GatewayLinks(world.dispatcher, SECRET)
-    router = RouterLink(world.find_router, FromRouter, ("gateway", "gateway"), links)
+    router = RouterLink(world.find_router, FromRouter, ("gateway", "gateway"), links.shard_peer(0))
     try:
         for number in range(num_replicas):
             replica = Replica(f"r{number}", *chain_engine(**engine))  # type: ignore[arg-type]

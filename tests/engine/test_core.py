@@ -32,7 +32,7 @@ def test_what_the_executor_raises_goes_through_and_everything_can_still_be_answe
     world.execute = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the rank is gone"):
         world.core.step(0.0)
-    world.take(world.scheduler.fail_all("no rank"))
-    assert world.finish == {"running": FinishReason.ERROR, "waiting": FinishReason.ERROR}
+    world.take(world.scheduler.hand_back("no rank"))
+    assert world.finish == {"running": FinishReason.MIGRATE, "waiting": FinishReason.MIGRATE}
     assert {chunks[-1].error for chunks in world.chunks.values()} == {"no rank"}
     world.assert_idle()

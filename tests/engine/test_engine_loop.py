@@ -164,7 +164,7 @@ def test_a_failing_executor_answers_everybody_and_ends_the_engine(client: Client
     client.error = RuntimeError("the rank is gone")
     client.gate.set()
     client.wait_for(lambda: client.deaths != [])
-    assert client.finishes() == {"running": FinishReason.ERROR, "waiting": FinishReason.ERROR}
+    assert client.finishes() == {"running": FinishReason.MIGRATE, "waiting": FinishReason.MIGRATE}
     assert all("RuntimeError: the rank is gone" in chunk.error for chunk in client.chunks)
     assert [death.why for death in client.deaths] == ["RuntimeError: the rank is gone"]
     with pytest.raises(EngineDead, match="the rank is gone"):
@@ -189,7 +189,8 @@ def test_close_answers_what_is_left_and_gives_the_executor_back() -> None:
     client.loop.submit(generate("a", [1, 2], max_tokens=100))
     client.wait_for(lambda: client.read("a") != [])
     assert client.loop.close()
-    assert client.finishes() == {"a": FinishReason.ERROR}
+    assert client.finishes() == {"a": FinishReason.MIGRATE}
+    assert client.chunks[-1].error == "", "the engine is well"
     assert client.read("a") == chain_output(generate("a", [1, 2], max_tokens=100))[0][: len(client.read("a"))]
     assert (client.num_closed, client.deaths) == (1, [])
     with pytest.raises(EngineDead, match="closed"):
@@ -197,11 +198,28 @@ def test_close_answers_what_is_left_and_gives_the_executor_back() -> None:
     assert client.loop.close()
 
 
+def test_handing_back_ends_everything_and_the_engine_goes_on(client: Client) -> None:
+    client.gate.clear()
+    client.loop.submit(generate("a", [1, 2], max_tokens=100))
+    client.wait_for(lambda: client.loads != [])
+    client.loop.submit(generate("b", [3], max_tokens=100))
+    client.loop.hand_back()
+    client.gate.set()
+    client.wait_for(lambda: len(client.finishes()) == 2)
+    assert client.finishes() == {"a": FinishReason.MIGRATE, "b": FinishReason.MIGRATE}
+    assert {chunk.error for chunk in client.chunks} == {""}
+    client.loop.submit(generate("c", [1, 2], max_tokens=3))
+    client.wait_for(lambda: client.finishes().get("c") is FinishReason.LENGTH)
+    before = client.loop.progress()
+    assert before.progress >= 4
+    client.wait_for(lambda: not client.loop.progress().is_busy)
+
+
 def test_close_before_start_answers_too() -> None:
     client = Client()
     client.loop.submit(generate("a", [1]))
     assert client.loop.close()
-    assert client.finishes() == {"a": FinishReason.ERROR}
+    assert client.finishes() == {"a": FinishReason.MIGRATE}
     assert client.loop.close()
     assert client.num_closed == 1
 
@@ -216,6 +234,8 @@ def test_a_step_that_hangs_is_seen_from_outside(client: Client) -> None:
     started_at = client.loop.step_started_at()
     assert started_at is not None
     assert before <= started_at <= time.monotonic()
+    seen = client.loop.progress()
+    assert seen.is_busy and client.loop.progress() == seen
     assert not client.loop.close(timeout_s=0.05)
 
 

@@ -1,0 +1,60 @@
+"""PoisonRule: which of the requests that were in flight when a replica died has killed it.
+
+A death is a strike against each request that ran there. A request that dies twice without a token in between is
+suspect. A single suspect is condemned; of several that died together only one can be the killer, so they wait in a
+quarantine lane and are tried one at a time: who gives a token is cleared, who dies as the only suspect is condemned.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+_SUSPECT_AT = 2
+
+
+class PoisonRule:
+    """Knows requests by id only. Of a request that ends, `forget` must be called."""
+
+    def __init__(self) -> None:
+        self._strikes: dict[str, int] = {}
+        self._lane: deque[str] = deque()
+        self._tried: str | None = None
+
+    def on_death(self, victims: Iterable[tuple[str, bool]]) -> str | None:
+        """Strikes for requests of one death: (id, whether its attempt there gave a token). Returns the condemned."""
+        suspects = []
+        for request_id, gave_token in victims:
+            strikes = 1 if gave_token else self._strikes.get(request_id, 0) + 1
+            self._strikes[request_id] = strikes
+            if strikes >= _SUSPECT_AT:
+                suspects.append(request_id)
+            self._leave_lane(request_id)
+        if len(suspects) == 1:
+            return suspects[0]
+        self._lane += suspects
+        return None
+
+    def may_run(self, request_id: str) -> bool:
+        """False while it has to wait in the lane."""
+        return request_id not in self._lane
+
+    def is_tried(self, request_id: str) -> bool:
+        """Whether it is the one suspect that runs."""
+        return self._tried == request_id
+
+    def next_trial(self) -> str | None:
+        """The suspect that may run now; None while another one does, or if there is none."""
+        if self._tried is not None or not self._lane:
+            return None
+        self._tried = self._lane.popleft()
+        return self._tried
+
+    def forget(self, request_id: str) -> None:
+        """It has ended, or is cleared: its last attempt gave a token."""
+        self._strikes.pop(request_id, None)
+        self._leave_lane(request_id)
+
+    def _leave_lane(self, request_id: str) -> None:
+        if self._tried == request_id:
+            self._tried = None
+        elif request_id in self._lane:
+            self._lane.remove(request_id)

@@ -1,0 +1,68 @@
+"""Streams that outlive what computes them, over real sockets; the answers are the chain's."""
+
+import asyncio
+
+import pytest
+
+from engine.request import FinishReason, TokenChunk
+from tests.deployments.serving_world import ServingWorld, chain, request, serving_world, until
+
+PROMPTS = {f"q{i}": list(range(1, 4 + i % 40)) for i in range(30)}
+LENGTH = 120
+
+
+def tokens_of(chunks: list[TokenChunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def ask_all(world: ServingWorld) -> "list[asyncio.Task[list[TokenChunk]]]":
+    return [asyncio.create_task(world.generate(request(name, prompt, LENGTH))) for name, prompt in PROMPTS.items()]
+
+
+async def all_exact(asked: "list[asyncio.Task[list[TokenChunk]]]") -> None:
+    for prompt, chunks in zip(PROMPTS.values(), await asyncio.gather(*asked), strict=True):
+        assert tokens_of(chunks) == chain(prompt, LENGTH)
+        assert [chunk.index for chunk in chunks] == list(range(LENGTH))
+        assert [chunk.finish for chunk in chunks] == [None] * (LENGTH - 1) + [FinishReason.LENGTH]
+
+
+async def some_tokens(world: ServingWorld, replica: int, count: int = 100) -> None:
+    await until(lambda: world.replicas[replica].core.scheduler.load().num_output_tokens >= count)
+
+
+async def test_streams_go_on_when_the_sockets_of_a_replica_are_lost() -> None:
+    async with serving_world(num_replicas=3, max_num_seqs=16, step_delay_s=0.002) as world:
+        asked = ask_all(world)
+        await some_tokens(world, 0)
+        world.replicas[0].server.close()
+        world.replicas[0].link.close()
+        await all_exact(asked)
+        assert world.num_running() == 0 and world.dispatcher.num_in_flight == 0
+
+
+async def test_streams_go_on_when_an_engine_dies() -> None:
+    async with serving_world(num_replicas=2, max_num_seqs=32, step_delay_s=0.002) as world:
+        asked = ask_all(world)
+        await some_tokens(world, 0)
+        world.replicas[0].break_engine("the rank is gone")
+        await until(lambda: world.replicas[0].died)
+        world.replicas[0].link.close()
+        await all_exact(asked)
+
+
+async def test_streams_go_on_when_a_replica_hands_them_back_and_takes_no_more() -> None:
+    async with serving_world(num_replicas=2, max_num_seqs=32, step_delay_s=0.002) as world:
+        asked = ask_all(world)
+        await some_tokens(world, 0)
+        world.replicas[0].server.leave()
+        world.replicas[0].engine.hand_back()
+        await all_exact(asked)
+
+
+@pytest.mark.parametrize("times", [0, 2], ids=["one token dropped", "one token doubled"])
+async def test_a_replica_that_miscounts_tokens_changes_no_stream(times: int) -> None:
+    async with serving_world(num_replicas=2, max_num_seqs=32, step_delay_s=0.002) as world:
+        world.replicas[0].tamper = lambda chunks: [
+            chunk for chunk in chunks for _ in range(times if chunk.index == 17 and chunk.attempt == 0 else 1)
+        ]
+        await all_exact(ask_all(world))
