@@ -16,6 +16,7 @@ from engine.errors import ConfigError
 
 DEMO_MODEL = "demo"  #: the name under which the built-in model is asked for
 CHAIN_MODEL = "chain"  #: the one under which the engine without a model is
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Edge(StrEnum):
@@ -60,6 +61,19 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream_stall_s: Annotated[
         float, Meta(gt=0.0, description="A client that reads nothing for so long is cut off.")
     ] = 30.0
+    tenant_header: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9-]*$",
+            description="For development: the request header that names the tenant, believed as it is. Only on "
+            "loopback, with edge `direct`.",
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.tenant_header and (self.host not in _LOOPBACK or self.edge is not Edge.DIRECT):
+            remedy = "anybody could name any tenant; leave it out, or listen on 127.0.0.1 with gateway.edge direct"
+            raise ConfigError("gateway.tenant_header", self.tenant_header, remedy)
 
 
 class Policy(StrEnum):

@@ -11,7 +11,7 @@ from cluster.api.serving import Serving
 from cluster.config import GatewayConfig
 from cluster.gateway.api_docs import ApiDocs
 from cluster.gateway.endpoints import Asgi, list_endpoints
-from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone
+from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
 from cluster.text.served_model import ServedModel
@@ -23,9 +23,12 @@ def build_gateway(
     models: Mapping[str, ServedModel],
     generator: Generator,
     config: GatewayConfig,
-    identify: Identify = anyone,
+    identify: Identify | None = None,
 ) -> ASGIApp:
-    """The app for these models (by served name). `identify` says who asks, from the request's headers."""
+    """The app for these models (by served name). `identify` says who asks, from the request's headers (default: as the
+    configuration has it)."""
+    if identify is None:
+        identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
     endpoints = list_endpoints(Serving(models, generator, config), version)
     docs = ApiDocs(openapi_document(endpoints, version))

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.api.serving import Principal
-from cluster.errors import ApiError
+from cluster.errors import ApiError, InvalidRequest
 from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
 from cluster.gateway.http_listener import ABORT
@@ -21,6 +21,7 @@ from cluster.gateway.sse import ReaderStalled
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY_AFTER_S = 1.0  #: of a 503 that does not say otherwise
 
 Layer = Callable[[ASGIApp], ASGIApp]
@@ -91,6 +92,23 @@ class Identification:
 def anyone(scope: Scope) -> Principal:
     """Everybody is the default tenant."""
     return Principal()
+
+
+def believe(tenant_header: str) -> Identify:
+    """The tenant is who that header says; the default tenant where it is missing."""
+    name = tenant_header.lower().encode()
+
+    def identify(scope: Scope) -> Principal:
+        said = header(scope, name)
+        if said is None:
+            return Principal()
+        if _TENANT.fullmatch(said) is None:
+            raise InvalidRequest(
+                f"`{tenant_header}` must hold 1 to 64 letters, digits, `.`, `_` or `-`.", tenant_header
+            )
+        return Principal(tenant=said)
+
+    return identify
 
 
 def error_headers(error: ApiError) -> list[Header]:

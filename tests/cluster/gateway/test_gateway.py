@@ -10,7 +10,7 @@ import pytest
 
 import cluster.gateway.http_exchange
 from cluster.api.serving import Principal
-from cluster.config import GatewayConfig
+from cluster.config import Edge, GatewayConfig
 from cluster.errors import ApiError, Overloaded
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_exchange import header
@@ -214,6 +214,17 @@ async def test_the_tenant_salts_the_prefix_cache() -> None:
                 await http.post(path, json=body, headers={"x-test-tenant": "acme"})
         assert [request.cache_salt for request in generator.requests] == ["acme", "acme"]
         assert generator.contexts == [RequestContext(model=MODEL, tenant="acme", timeout_s=12.0)] * 2
+
+
+async def test_a_header_names_the_tenant_only_where_it_is_configured() -> None:
+    async with local_generator() as generator:
+        for settings in ({}, {"tenant_header": "X-Tenant", "edge": Edge.DIRECT}):
+            async with client(gateway(generator, **settings)) as http:
+                for headers in ({"x-tenant": "acme"}, {}):
+                    await http.post("/v1/completions", json=COMPLETION, headers=headers)
+                refused = await http.post("/v1/completions", json=COMPLETION, headers={"x-tenant": "a b"})
+        assert [context.tenant for context in generator.contexts] == ["default"] * 3 + ["acme", "default"]
+    assert error_of(refused, 400)["param"] == "X-Tenant"
 
 
 async def test_health_and_version() -> None:
