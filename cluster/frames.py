@@ -1,7 +1,7 @@
-"""The messages of the token transport, and their bytes.
+"""The messages of the token transport; `engine.framing` is how they travel.
 
-A frame is a 4-byte big-endian length and a msgpack body. Each direction has its own closed set of messages, so a peer
-can say only what its role may say; nothing is ever unpickled. Times are durations, never another host's clock.
+Each direction has its own closed set of messages, so a peer can say only what its role may say. Times are durations,
+never another host's clock.
 
 A connection opens with `Challenge` (from the side that listens) and `Hello` (a MAC over the nonce with the cluster
 secret); after that:
@@ -13,33 +13,20 @@ secret); after that:
     router -> router    Spare
 """
 
-import hashlib
-import hmac
-import struct
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from engine.config import EngineInfo
+from engine.framing import Challenge as Challenge
+from engine.framing import Frame as Frame
+from engine.framing import FrameDecoder as FrameDecoder
+from engine.framing import FrameError as FrameError
+from engine.framing import Hello as Hello
+from engine.framing import encode as encode
+from engine.framing import prove as prove
+from engine.framing import proven as proven
 from engine.request import EngineLoad, GenerateRequest, TokenChunk
-
-MAX_FRAME_BYTES = 64 * 1024 * 1024
-_LENGTH = struct.Struct(">I")
-
-
-class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Base of every message."""
-
-
-class Challenge(Frame, frozen=True, tag="challenge"):
-    nonce: bytes
-
-
-class Hello(Frame, frozen=True, tag="hello"):
-    role: str  #: "gateway", "replica" or "router"
-    name: str
-    mac: bytes
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True):
@@ -216,62 +203,3 @@ ToRouter = Enqueue | Withdraw | Ended | Condemn | Announce | Report | Leave | Sp
 FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown
 ToReplica = Submit | Cancel
 FromReplica = Tokens | Failed | Beat
-
-_encoder = msgspec.msgpack.Encoder()
-T = TypeVar("T")
-
-
-class FrameError(Exception):
-    """The peer sent bytes that are no frame of this direction; the connection ends."""
-
-
-def encode(frame: Frame) -> bytes:
-    """The frame's bytes, length first."""
-    body = bytearray(4)
-    _encoder.encode_into(frame, body, 4)
-    if len(body) - 4 > MAX_FRAME_BYTES:
-        raise FrameError(f"a frame of {len(body) - 4} bytes is over the limit of {MAX_FRAME_BYTES}")
-    _LENGTH.pack_into(body, 0, len(body) - 4)
-    return bytes(body)
-
-
-class FrameDecoder(Generic[T]):
-    """Turns a byte stream into messages of one direction (`kinds`: a union of Frame types)."""
-
-    def __init__(self, kinds: Any) -> None:
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kinds)
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[T]:
-        """All messages completed by `data`; raises FrameError on anything else."""
-        buffer = self._buffer
-        buffer += data
-        messages: list[T] = []
-        start, size = 0, len(buffer)
-        view = memoryview(buffer)
-        try:
-            while size - start >= 4:
-                (length,) = _LENGTH.unpack_from(buffer, start)
-                if length > MAX_FRAME_BYTES:
-                    raise FrameError(f"a frame announces {length} bytes; the limit is {MAX_FRAME_BYTES}")
-                if size - start - 4 < length:
-                    break
-                messages.append(self._decoder.decode(view[start + 4 : start + 4 + length]))
-                start += 4 + length
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise FrameError(f"not a frame of this direction: {error}") from None
-        finally:
-            view.release()
-        if start:
-            del buffer[:start]
-        return messages
-
-
-def prove(secret: bytes, nonce: bytes, role: str, name: str) -> bytes:
-    """The MAC that shows knowledge of the cluster secret."""
-    return hmac.new(secret, b"\0".join((nonce, role.encode(), name.encode())), hashlib.sha256).digest()
-
-
-def proven(secret: bytes, nonce: bytes, hello: Hello) -> bool:
-    """Whether `hello` knows the cluster secret."""
-    return hmac.compare_digest(prove(secret, nonce, hello.role, hello.name), hello.mac)

@@ -21,7 +21,7 @@ MAX_FUNCTION_LINES = 40
 MAX_CONSTRUCTOR_PARAMETERS = 7
 
 #: What cluster may know of an engine: its messages, its settings, its errors, its names for blocks.
-ENGINE_SEEN_BY_CLUSTER = {"engine.request", "engine.config", "engine.errors", "engine.block_hash"}
+ENGINE_SEEN_BY_CLUSTER = {"engine.request", "engine.config", "engine.errors", "engine.block_hash", "engine.framing"}
 
 #: "file:function" -> why it may be longer than the limit.
 LONG_FUNCTIONS: dict[str, str] = {
@@ -160,7 +160,7 @@ def test_gateway_and_router_start_without_torch() -> None:
 
 
 def error_classes() -> list[type[Exception]]:
-    names = ("engine.errors", "cluster.errors", "cluster.gateway.http_errors", "cluster.frames", "parallel.layout")
+    names = ("engine.errors", "cluster.errors", "cluster.gateway.http_errors", "engine.framing", "parallel.layout")
     modules = [importlib.import_module(name) for name in names]
     return [
         member
