@@ -108,6 +108,14 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "random ones. `round_robin`: in turn. `session_affinity`: the same session or prefix, the same replica."
         ),
     ] = Policy.PREFIX_AFFINITY
+    affinity_cap_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="With `prefix_affinity`: so much more work a replica may have and still be chosen for its "
+            "cached prefix.",
+        ),
+    ] = 8192
     tenants: Annotated[dict[str, TenantConfig], Meta(description="Tenants with a standing of their own, by name.")] = {}
     max_queued_requests: Annotated[
         int,

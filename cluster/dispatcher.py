@@ -10,7 +10,15 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 from cluster.descriptor import identify
-from cluster.errors import ApiError, DeadlineExceeded, EngineFailed, NoReadyReplica, Overloaded, PoisonRequest
+from cluster.errors import (
+    ApiError,
+    DeadlineExceeded,
+    EngineFailed,
+    NoReadyReplica,
+    Overloaded,
+    PoisonRequest,
+    RateLimited,
+)
 from cluster.flight import OUTCOMES, AttemptEnd, End, Flight
 from cluster.frames import (
     Beat,
@@ -41,7 +49,7 @@ from engine.config import EngineInfo
 from engine.request import GenerateRequest, TokenChunk
 
 _REFUSALS: dict[str, type[ApiError]] = {
-    error.code: error for error in (Overloaded, NoReadyReplica, DeadlineExceeded, PoisonRequest)
+    error.code: error for error in (RateLimited, Overloaded, NoReadyReplica, DeadlineExceeded, PoisonRequest)
 }
 
 

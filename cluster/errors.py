@@ -3,6 +3,7 @@
     ApiError                     status, type, code, param, message, retry_after_s
       InvalidRequest       400   a field is wrong; `param` names it
       ModelNotFound        404
+      RateLimited          429   rate_limit_exceeded: the tenant's share of the queue is full
       Overloaded           503   server_is_overloaded: the queue is full
       NoReadyReplica       503   no_ready_replica
       DeadlineExceeded     504   waited past its deadline; nothing was computed
@@ -45,6 +46,10 @@ class InvalidRequest(ApiError):
 
 class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class RateLimited(ApiError):
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class Overloaded(ApiError):

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.config import RouterConfig
 from cluster.frames import Announce, Enqueue, Hello, ReplicaInfo, Report, ToRouter, Withdraw
 from cluster.router import Outbox, Router
-from cluster.routing_policy import LeastLoaded
+from cluster.routing.policy import policy_of
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
 
 TICK_S = 0.1
@@ -66,7 +66,7 @@ class RouterShard:
     """Listens for gateways and replicas, and posts what the router decides."""
 
     def __init__(self, config: RouterConfig, secret: bytes) -> None:
-        self.router = Router(config, LeastLoaded())
+        self.router = Router(config, policy_of(config))
         self.gateways: dict[str, FrameConnection] = {}
         self.replicas: dict[str, _ReplicaPeer] = {}
         self._server = FrameServer(ToRouter, secret, self._accept)

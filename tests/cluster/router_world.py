@@ -3,7 +3,7 @@
 from cluster.config import RouterConfig
 from cluster.frames import Announce, Enqueue, ReplicaInfo, Report
 from cluster.router import Router
-from cluster.routing_policy import LeastLoaded
+from cluster.routing.policy import policy_of
 from engine.config import EngineInfo
 from engine.request import EngineLoad
 
@@ -28,7 +28,8 @@ def load(free_slots: int = 4, free_blocks: int = 64, queued_tokens: int = 0) -> 
 
 
 def router(**settings: float) -> Router:
-    return Router(RouterConfig(**settings), LeastLoaded())  # type: ignore[arg-type]
+    config = RouterConfig(**settings)  # type: ignore[arg-type]
+    return Router(config, policy_of(config))
 
 
 def add_replica(router: Router, replica_id: str, now: float = 0.0, **reported: int) -> ReplicaInfo:
