@@ -12,6 +12,7 @@ _COMMANDS = {
     "status": ("deployments.commands.status", "show router shards, replicas, ranks, load and KV use of a running app"),
     "chat": ("deployments.commands.chat_client", "talk to a served model in the terminal"),
     "bench": ("deployments.commands.bench", "put load on a server and show what its clients saw"),
+    "simulate": ("deployments.commands.simulate", "run router and scheduler on simulated load, replicas and time"),
     "config": ("deployments.commands.config", "check a configuration and print it with its derived values"),
     "doctor": ("deployments.commands.doctor", "check this machine and say what to do"),
 }

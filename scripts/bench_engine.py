@@ -3,6 +3,7 @@
     python -m scripts.bench engine MODEL                            continuous batching
     python -m scripts.bench engine MODEL --compare static           and static batching, same kernels, same requests
     python -m scripts.bench engine MODEL --against-generate         and transformers' padded generate()
+    python -m scripts.bench engine MODEL --rate 4 --cost-model FILE fit a cost model for `manta simulate` to the steps
 
 Prompts are random token ids, lengths are drawn evenly from their ranges (`--output-skew` makes long outputs rare, as
 in real traffic), and every request generates exactly the number of tokens drawn for it.
@@ -12,6 +13,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,12 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deployments.simulation.cost_model import CostModel, MeasuredStep, contents, fit_steps, write_cost_model
 from engine.config import Batching, DType, EngineConfig, EngineInfo
 from engine.core import EngineCore, StepExecutor
 from engine.openmp import wait_briefly
 from engine.request import GenerateRequest, SamplingParams
 from engine.scheduler import Scheduler
-from engine.step import StepPlan
+from engine.step import StepPlan, StepResult
 
 _FIRST_ORDINARY_ID = 10  #: below lie special tokens in most vocabularies
 console = Console(stderr=True)
@@ -92,6 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", type=Batching, choices=list(Batching), action="append", default=[])
     parser.add_argument("--against-generate", action="store_true", help="also transformers' padded generate()")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, one line a run")
+    parser.add_argument(
+        "--steps", type=Path, metavar="FILE", help="write each step's contents and seconds, a line each"
+    )
+    parser.add_argument("--cost-model", type=Path, metavar="FILE", help="fit a cost model to the steps and write it")
 
 
 def length_range(text: str) -> tuple[int, int]:
@@ -122,9 +129,12 @@ def run(args: argparse.Namespace) -> int:
     arrivals = draw_arrivals(args, info.vocab_size)
     results = []
     for batching in dict.fromkeys([args.batching, *args.compare]):
-        core = EngineCore(Scheduler(msgspec.structs.replace(config, batching=batching), info), core.executor)
-        results.append(measure(core, arrivals, batching.value))
+        recorder = StepRecorder(core.executor)
+        scheduler = Scheduler(msgspec.structs.replace(config, batching=batching), info)
+        results.append(measure(EngineCore(scheduler, recorder), arrivals, batching.value))
         _forget_everything(core.executor, len(arrivals))
+        if batching is args.batching:
+            _keep_steps(args, recorder.steps, config, info)
     if args.against_generate:
         results.append(measure_generate(info, arrivals, config))
     _print(args, info, results)
@@ -137,6 +147,46 @@ def _start(model: str, config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
 
     with console.status("starting") as status:
         return start_engine(model, config, progress=lambda phase, _: status.update(phase.replace("_", " ")))
+
+
+class StepRecorder:
+    """An executor that notes what each plan held and how long the inner executor took for it."""
+
+    def __init__(self, executor: StepExecutor) -> None:
+        self.steps: list[MeasuredStep] = []
+        self._executor = executor
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        started = time.perf_counter()
+        result = self._executor.execute(plan)
+        self.steps.append(MeasuredStep(*contents(plan), time.perf_counter() - started))
+        return result
+
+    def close(self) -> None:
+        self._executor.close()
+
+
+def _keep_steps(args: argparse.Namespace, steps: list[MeasuredStep], config: EngineConfig, info: EngineInfo) -> None:
+    """Write the steps and the cost model fitted to them, as asked."""
+    if args.steps:
+        args.steps.write_bytes(b"".join(msgspec.json.encode(step) + b"\n" for step in steps))
+    if not args.cost_model:
+        return
+    constants, quality = fit_steps(steps)
+    model = CostModel(
+        name=args.cost_model.stem,
+        source=f"{len(steps)} steps of {Path(args.model).name}, {info.dtype} on {info.device}",
+        is_measured=True,
+        **dict(zip(("step_s", "decode_s", "prefill_s", "context_s"), constants, strict=True)),
+        max_num_seqs=info.max_num_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        max_model_len=info.max_model_len,
+        fit=quality,
+    )
+    write_cost_model(args.cost_model, model)
+    console.print(f"{args.cost_model}: {quality}")
 
 
 def draw_arrivals(args: argparse.Namespace, vocab_size: int) -> list[Arrival]:
