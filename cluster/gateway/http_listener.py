@@ -19,9 +19,14 @@ ABORT = "manta.abort"  #: the ASGI extension: a function that drops the connecti
 
 
 def listener_settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
-    """A configuration for `uvicorn.Server`."""
+    """A configuration for `uvicorn.Server`.
+
+    Without a logging configuration of its own: setting one up closes all handlers of the process, and a Ray Serve
+    controller that has been restarted stops every replica whose log it can then not find.
+    """
     return uvicorn.Config(
         app,
+        log_config=None,
         http=Listener,
         ws="none",
         lifespan="off",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging.handlers
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 import cluster.gateway.http_listener
+from cluster.gateway.http_listener import listener_settings
 from engine.request import FinishReason, GenerateRequest, TokenChunk
 from tests.cluster.gateway_world import MODEL, ScriptedGenerator, gateway, live_server, until
 
@@ -136,3 +138,14 @@ async def test_closing_the_sending_half_gives_up_the_request() -> None:
         await until(lambda: generator.num_open == 0)
         assert not (await reader.read()).endswith(b"0\r\n\r\n")
         writer.close()
+
+
+def test_a_listener_leaves_the_logs_of_its_process_alone() -> None:
+    """Ray Serve's buffered log among them: without it a restarted controller stops the gateway."""
+    target = logging.NullHandler()
+    buffered = logging.handlers.MemoryHandler(10, target=target)
+    try:
+        listener_settings(gateway(ScriptedGenerator(no_tokens)))
+        assert buffered.target is target
+    finally:
+        buffered.close()
