@@ -124,6 +124,10 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queued_tokens: Annotated[
         int, Meta(ge=1, description="Prompt tokens that may wait in one shard; more are refused, with Retry-After.")
     ] = 16_000_000
+    max_resume_bytes: Annotated[
+        int,
+        Meta(ge=0, description="Memory of one shard for copies of streams that may be resumed; over it the oldest go."),
+    ] = 256 * 1024 * 1024
     lease_s: Annotated[
         float, Meta(gt=0.0, description="A grant that is not used for so long returns to the replica's credit.")
     ] = 2.0

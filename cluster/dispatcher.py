@@ -75,6 +75,11 @@ class Dispatcher:
         """Those that some shard announces."""
         return self._peers.announced
 
+    @property
+    def live_shards(self) -> set[int]:
+        """Shards that are connected and not silent."""
+        return self._shards.alive()
+
     def model_info(self, model: str) -> EngineInfo | None:
         """Facts of the model's engines; kept while all of its replicas are away, so that requests can wait."""
         return self._known.get(model)
@@ -89,7 +94,8 @@ class Dispatcher:
         self._budget.on_request()
         finished = False
         try:
-            self._enqueue(flight)
+            if not flight.finish_if_complete(self._known.get(context.model)):
+                self._enqueue(flight)
             while not finished:
                 chunk = await flight.next_chunk()
                 finished = chunk.finish is not None

@@ -3,9 +3,12 @@
     ApiError                     status, type, code, param, message, retry_after_s
       InvalidRequest       400   a field is wrong; `param` names it
       ModelNotFound        404
+      StreamNotFound       404   never heard of, another tenant's, or its time is over
+      StreamTaken          409   another connection has resumed the stream
       RateLimited          429   rate_limit_exceeded: the tenant's share of the queue is full
       Overloaded           503   server_is_overloaded: the queue is full
       NoReadyReplica       503   no_ready_replica
+      StreamsUnavailable   503   streams_unavailable: no shard can be asked for copies of streams
       DeadlineExceeded     504   waited past its deadline; nothing was computed
       EngineFailed         500   the engine gave up on this request
       PoisonRequest        500   the request has killed two replicas, or its like has
@@ -50,6 +53,18 @@ class ModelNotFound(ApiError):
 
 class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class StreamNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "stream_not_found"
+
+
+class StreamTaken(ApiError):
+    status, type, code = 409, "invalid_request_error", "stream_taken"
+
+
+class StreamsUnavailable(ApiError):
+    status, type, code = 503, "server_error", "streams_unavailable"
 
 
 class Overloaded(ApiError):

@@ -142,9 +142,7 @@ class Flight:
             self.num_cached_tokens = chunk.num_cached_tokens
         if finish in _BREAKS:
             return self._broken(chunk)
-        journal += chunk.token_ids
-        self._chunks.append(chunk)
-        self._wake()
+        self._hand_over(chunk)
         if finish is None:
             return None
         self._is_deaf = self.is_over = True
@@ -164,11 +162,17 @@ class Flight:
         assert chunk.finish is not None
         self._is_deaf = True
         if chunk.token_ids:
-            self.journal += chunk.token_ids
-            self._chunks.append(msgspec.structs.replace(chunk, finish=None, error=""))
-            self._wake()
+            self._hand_over(msgspec.structs.replace(chunk, finish=None, error=""))
         died = chunk.finish is FinishReason.MIGRATE and chunk.error
         return AttemptEnd(End.DIED if died else _BREAKS[chunk.finish], chunk.error or "the engine gave it up")
+
+    def _hand_over(self, chunk: TokenChunk) -> None:
+        """To the journal, to whoever keeps a copy of it, to the reader."""
+        self.journal += chunk.token_ids
+        if self.context.on_chunk is not None:
+            self.context.on_chunk(chunk, self.running_revision)
+        self._chunks.append(chunk)
+        self._wake()
 
     # What becomes of it
 
@@ -211,8 +215,7 @@ class Flight:
         if finish is None:
             return False
         self.is_over = True
-        self._chunks.append(TokenChunk(self.request_id, self._attempt, len(journal), [], finish=finish))
-        self._wake()
+        self._hand_over(TokenChunk(self.request_id, self._attempt, len(journal), [], finish=finish))
         return True
 
     def descriptor(self, now: float, unusable: list[str]) -> Enqueue:

@@ -6,8 +6,9 @@ never another host's clock.
 A connection opens with `Challenge` (from the side that listens) and `Hello` (a MAC over the nonce with the cluster
 secret); after that:
 
-    gateway -> router   Enqueue, Withdraw, Ended, Condemn     router -> gateway   Grant, Refuse, Move, Pulse,
-                                                                                  ReplicaUp, ReplicaDown
+    gateway -> router   Enqueue, Withdraw, Ended, Condemn,    router -> gateway   Grant, Refuse, Move, Pulse,
+                        Keep, Journal, Release, Fetch                             ReplicaUp, ReplicaDown,
+                                                                                  Stored, Taken
     replica -> router   Announce, Report, Leave               router -> replica   Drain, Pulse
     gateway -> replica  Submit, Cancel                        replica -> gateway  Tokens, Failed, Beat
     router -> router    Spare
@@ -97,6 +98,38 @@ class Condemn(Frame, frozen=True, tag="condemn"):
     digest: bytes
 
 
+class Keep(Frame, frozen=True, tag="keep"):
+    """Keep this stream for whoever resumes it. Replaces what is kept of it by an earlier epoch or the same gateway."""
+
+    stream: str
+    epoch: int  #: how often it has been resumed
+    tenant: str  #: nobody else may fetch it
+    ttl_s: float  #: counts from `Release`, or from the loss of the gateway
+    call: bytes  #: what was asked; only gateways read it
+    journal: list[bytes] = []  #: what was emitted so far, oldest first; only gateways read it
+
+
+class Journal(Frame, frozen=True, tag="journal"):
+    """More of kept streams, (stream, epoch, entry) each: all that one wake-up of the gateway brought."""
+
+    entries: list[tuple[str, int, bytes]]
+
+
+class Release(Frame, frozen=True, tag="release"):
+    """The gateway runs this stream no longer: it has ended, or its client left."""
+
+    stream: str
+    epoch: int
+
+
+class Fetch(Frame, frozen=True, tag="fetch"):
+    """Hand this stream over: whoever runs it is to stop. Answered by `Stored`."""
+
+    ticket: int
+    stream: str
+    tenant: str
+
+
 class Grant(Frame, frozen=True, tag="grant"):
     """Submit this request to that replica within `lease_s`."""
 
@@ -130,6 +163,22 @@ class Pulse(Frame, frozen=True, tag="pulse"):
 
 class Drain(Frame, frozen=True, tag="drain"):
     """Admit nothing more, let short streams end, hand the others back, then end the process."""
+
+
+class Stored(Frame, frozen=True, tag="stored"):
+    """The answer to a `Fetch`: the stream as it is kept, and the epoch that is now the asker's."""
+
+    ticket: int
+    epoch: int = 0
+    call: bytes = b""  #: empty: this shard keeps no such stream for this tenant
+    journal: list[bytes] = []
+
+
+class Taken(Frame, frozen=True, tag="taken"):
+    """The stream has passed into other hands: stop it, if you run it as of this epoch or an earlier one."""
+
+    stream: str
+    epoch: int
 
 
 class ReplicaUp(Frame, frozen=True, tag="up"):
@@ -199,7 +248,7 @@ class Beat(Frame, frozen=True, tag="beat"):
     patience_s: float  #: `progress` may stand still so long in an honest step
 
 
-ToRouter = Enqueue | Withdraw | Ended | Condemn | Announce | Report | Leave | Spare
-FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown
+ToRouter = Enqueue | Withdraw | Ended | Condemn | Keep | Journal | Release | Fetch | Announce | Report | Leave | Spare
+FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown | Stored | Taken
 ToReplica = Submit | Cancel
 FromReplica = Tokens | Failed | Beat

@@ -4,13 +4,16 @@
 null-engine benchmark it may be an engine in the same process.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
 
 from engine.config import EngineInfo
 from engine.request import GenerateRequest, TokenChunk
+
+#: Told of every chunk before its reader is woken, and the weights revision that made it.
+OnChunk = Callable[[TokenChunk, str], object]
 
 
 class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +24,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     session: str = ""  #: requests of one session are served by the same replica where that matters; empty: no session
     weights_revision: str = ""  #: go on with these weights only (tokens of theirs are out already); empty: any
     timeout_s: float = 600.0  #: from now; past it the request ends (504 before its first token)
+    on_chunk: OnChunk | None = None
 
 
 class Generator(Protocol):

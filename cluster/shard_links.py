@@ -30,7 +30,10 @@ class ShardLinks:
 
     def choose(self, key: bytes) -> int | None:
         """The shard for requests of this key; None while no shard is alive."""
-        return choose_shard(key, self._links.keys() - self._silent)
+        return choose_shard(key, self.alive())
+
+    def alive(self) -> set[int]:
+        return self._links.keys() - self._silent
 
     def is_alive(self, shard: int) -> bool:
         return shard in self._links and shard not in self._silent

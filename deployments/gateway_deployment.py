@@ -22,6 +22,7 @@ from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import listener_settings
+from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.router_actor import router_shard
@@ -51,10 +52,11 @@ class GatewayDeployment:
         router = router_shard(self._config.router)
         address: RouterAddress = await router.join.remote()
         dispatcher = Dispatcher(name)
-        links = GatewayLinks(dispatcher, address.secret)
+        copies = StreamCopies(self._config.gateway.resume_s)
+        links = GatewayLinks(dispatcher, copies, address.secret)
         self._router = RouterLink(lambda: router.join.remote(), FromRouter, ("gateway", name), links.shard_peer(0))
         models = await asyncio.to_thread(_load_models, self._config)
-        self._app = build_gateway(models, dispatcher, self._config.gateway)
+        self._app = build_gateway(models, dispatcher, self._config.gateway, copies=copies)
         self._api = HandleApi(models, dispatcher, self._config.gateway)
         self._listener: asyncio.Task[None] | None = None
         if _edge(self._config) is Edge.DIRECT:

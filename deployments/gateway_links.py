@@ -1,11 +1,14 @@
-"""GatewayLinks: the sockets around one gateway's `Dispatcher`: its router shards, and every replica they tell of."""
+"""GatewayLinks: the sockets around one gateway's `Dispatcher` and `StreamCopies`: the router shards, and every replica
+that they tell of.
+"""
 
 import asyncio
 import logging
 from typing import Any
 
 from cluster.dispatcher import Dispatcher
-from cluster.frames import FromReplica, ReplicaInfo, ReplicaUp
+from cluster.frames import FromReplica, ReplicaInfo, ReplicaUp, Stored, Taken
+from cluster.stream_copies import StreamCopies
 from cluster.watchdog import TICK_S
 from deployments.transport import FrameConnection, connect
 
@@ -27,28 +30,35 @@ class _ReplicaPeer:
 
 
 class _ShardPeer:
-    """Feeds one router shard's messages to the dispatcher (`deployments.router_link.RouterPeer`)."""
+    """Feeds one router shard's messages to those whom they concern (`deployments.router_link.RouterPeer`)."""
 
     def __init__(self, links: "GatewayLinks", shard: int) -> None:
         self._links, self._shard = links, shard
 
     def on_router(self, connection: FrameConnection) -> None:
         self._links.dispatcher.on_router(self._shard, connection)
+        self._links.copies.on_router(self._shard, connection)
 
     def on_router_frame(self, frame: Any) -> None:
         self._links.dispatcher.on_router_frame(self._shard, frame)
-        if isinstance(frame, ReplicaUp):
-            self._links.dial(frame.replica)
+        match frame:
+            case ReplicaUp():
+                self._links.dial(frame.replica)
+            case Stored():
+                self._links.copies.on_stored(self._shard, frame)
+            case Taken():
+                self._links.copies.on_taken(frame)
 
     def on_router_lost(self) -> None:
         self._links.dispatcher.on_router_lost(self._shard)
+        self._links.copies.on_router_lost(self._shard)
 
 
 class GatewayLinks:
-    """Feeds the dispatcher what arrives and the ticks, and keeps a connection to each announced replica."""
+    """Feeds dispatcher and copies what arrives and the ticks, and keeps a connection to each announced replica."""
 
-    def __init__(self, dispatcher: Dispatcher, secret: bytes) -> None:
-        self.dispatcher, self._secret = dispatcher, secret
+    def __init__(self, dispatcher: Dispatcher, copies: StreamCopies, secret: bytes) -> None:
+        self.dispatcher, self.copies, self._secret = dispatcher, copies, secret
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._ticker = asyncio.create_task(self._tick())
         self.connections: dict[str, FrameConnection] = {}
@@ -103,6 +113,7 @@ class GatewayLinks:
         while True:
             await asyncio.sleep(TICK_S)
             self.dispatcher.on_tick(loop.time())
+            self.copies.on_live_shards(self.dispatcher.live_shards)
 
     def close(self) -> None:
         self._ticker.cancel()

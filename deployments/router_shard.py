@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import RouterConfig
-from cluster.frames import Announce, Enqueue, Hello, ReplicaInfo, Report, ToRouter, Withdraw
+from cluster.frames import (
+    Announce,
+    Enqueue,
+    Fetch,
+    Hello,
+    Journal,
+    Keep,
+    Release,
+    ReplicaInfo,
+    Report,
+    ToRouter,
+    Withdraw,
+)
+from cluster.journal_store import JournalStore
 from cluster.router import Outbox, Router
 from cluster.routing.policy import policy_of
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
@@ -34,11 +47,14 @@ class _GatewayPeer:
                 self._shard.post(router.on_enqueue(self._name, frame, now))
             case Withdraw():
                 self._shard.post(router.on_withdraw(frame, now))
+            case Keep() | Journal() | Release() | Fetch():
+                self._shard.post(self._shard.streams.on_frame(self._name, frame, now))
 
     def on_lost(self) -> None:
         if self._shard.gateways.get(self._name) is self._connection:  # else it has connected anew meanwhile
             del self._shard.gateways[self._name]
             self._shard.router.on_gateway_lost(self._name)
+            self._shard.streams.on_gateway_lost(self._name, time.monotonic())
 
 
 class _ReplicaPeer:
@@ -67,6 +83,7 @@ class RouterShard:
 
     def __init__(self, config: RouterConfig, secret: bytes) -> None:
         self.router = Router(config, policy_of(config))
+        self.streams = JournalStore(config.max_resume_bytes)
         self.gateways: dict[str, FrameConnection] = {}
         self.replicas: dict[str, _ReplicaPeer] = {}
         self._server = FrameServer(ToRouter, secret, self._accept)
@@ -100,3 +117,4 @@ class RouterShard:
         while True:
             await asyncio.sleep(TICK_S)
             self.post(self.router.on_tick(time.monotonic()))
+            self.streams.on_tick(time.monotonic())

@@ -14,6 +14,7 @@ from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter, ReplicaInfo
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import listener_settings
+from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.replica_server import ReplicaServer
@@ -84,9 +85,11 @@ async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
 
 async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
     dispatcher = Dispatcher("bench")
-    links = GatewayLinks(dispatcher, SECRET)
+    config = GatewayConfig()
+    copies = StreamCopies(config.resume_s)
+    links = GatewayLinks(dispatcher, copies, SECRET)
     link = RouterLink(lambda: _address(ports), FromRouter, ("gateway", "bench"), links.shard_peer(0))
-    app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, GatewayConfig())
+    app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, config, copies=copies)
     settings = listener_settings(app, host=HOST, port=ports["gateway"])
     await uvicorn.Server(settings).serve()
     link.close()

@@ -6,7 +6,8 @@ from contextlib import aclosing
 from cluster.api.chat_format import ChatCall, ChatChunks, ChatOutput, chat_response
 from cluster.api.choice import TextRules
 from cluster.api.fan_out import run_choices
-from cluster.api.prepared_call import UsageTally, spread_choices
+from cluster.api.prepared_call import CallOrigin, UsageTally, spread_choices
+from cluster.api.resumption import Past
 from cluster.api.sampling_rules import (
     LogprobsWanted,
     check_logprobs,
@@ -16,7 +17,7 @@ from cluster.api.sampling_rules import (
     sampling_params,
 )
 from cluster.api.schema_chat import ChatRequest, ChatResponse
-from cluster.api.serving import Principal, Serving, fingerprint
+from cluster.api.serving import Principal, Serving
 from cluster.api.stream_events import Event, stream_events
 from cluster.errors import InvalidRequest
 from cluster.text.conversation import Conversation
@@ -55,30 +56,32 @@ class Chat:
             sampling=sampling_params(body, model.defaults, info, max_tokens, seed, LogprobsWanted(output=num_top)),
             cache_salt=principal.tenant,
         )
+        return self.restore(body, serving.origin(request.request_id, info, [request]), principal)
+
+    def restore(self, body: ChatRequest, origin: CallOrigin, principal: Principal) -> ChatCall:
+        """The call that was once prepared with this body and this origin."""
+        model = self._serving.model(body.model)
         return ChatCall(
-            id=request.request_id,
-            created=int(serving.now()),
+            origin=origin,
             model=model,
-            fingerprint=fingerprint(info),
-            context=serving.context(model, principal),
-            block_size=info.block_size,
-            choices=spread_choices([request], body.n or 1, model, TextRules.of(body)),
+            context=self._serving.context(model, principal),
+            choices=spread_choices(origin.requests, body.n or 1, model, TextRules.of(body)),
             body=body,
         )
 
     async def answer(self, call: ChatCall) -> ChatResponse:
         """Run to the end."""
         tally, outputs = UsageTally(call), [ChatOutput(call, choice.index) for choice in call.choices]
-        running = run_choices(self._serving.generator, call.choices, call.context, call.block_size)
+        running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
         async with aclosing(running) as deltas:
             async for delta in deltas:
                 tally.add(delta)
                 outputs[delta.choice].add(delta)
         return chat_response(call, [output.choice() for output in outputs], tally.usage())
 
-    def events(self, call: ChatCall) -> AsyncGenerator[Event, None]:
-        """Run as a stream."""
-        return stream_events(self._serving.generator, call, ChatChunks(call))
+    def events(self, call: ChatCall, with_ids: bool = False, past: Past | None = None) -> AsyncGenerator[Event, None]:
+        """Run as a stream; with a past: go on with it."""
+        return stream_events(self._serving.generator, call, ChatChunks(call), with_ids, past)
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

@@ -40,9 +40,9 @@ def chat_response(call: ChatCall, choices: list[ChatChoice], usage: Usage) -> Ch
     """The whole answer."""
     return ChatResponse(
         id=call.id,
-        created=call.created,
+        created=call.origin.created,
         model=call.model.name,
-        system_fingerprint=call.fingerprint,
+        system_fingerprint=call.origin.fingerprint,
         choices=choices,
         usage=usage,
         prompt_token_ids=call.prompt_token_ids if call.body.return_token_ids else UNSET,
@@ -118,9 +118,9 @@ class ChatChunks:
         call = self._call
         return ChatChunk(
             id=call.id,
-            created=call.created,
+            created=call.origin.created,
             model=call.model.name,
-            system_fingerprint=call.fingerprint,
+            system_fingerprint=call.origin.fingerprint,
             choices=choices,
             usage=usage if usage is not None or call.usage_in_stream else UNSET,
             prompt_token_ids=prompt,

@@ -67,9 +67,9 @@ def completion(call: CompletionCall, choices: list[CompletionChoice], usage: Usa
     """An answer, or a chunk of one."""
     return CompletionResponse(
         id=call.id,
-        created=call.created,
+        created=call.origin.created,
         model=call.model.name,
-        system_fingerprint=call.fingerprint,
+        system_fingerprint=call.origin.fingerprint,
         choices=choices,
         usage=usage if usage is not None or call.usage_in_stream else UNSET,
     )

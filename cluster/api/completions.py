@@ -6,7 +6,8 @@ from contextlib import aclosing
 from cluster.api.choice import TextRules
 from cluster.api.completion_format import CompletionCall, CompletionChunks, CompletionOutput, Prompt, completion
 from cluster.api.fan_out import run_choices
-from cluster.api.prepared_call import UsageTally, spread_choices
+from cluster.api.prepared_call import CallOrigin, UsageTally, spread_choices
+from cluster.api.resumption import Past
 from cluster.api.sampling_rules import (
     LogprobsWanted,
     check_logprobs,
@@ -17,7 +18,7 @@ from cluster.api.sampling_rules import (
     sampling_params,
 )
 from cluster.api.schema_completions import CompletionRequest, CompletionResponse
-from cluster.api.serving import Principal, Serving, fingerprint
+from cluster.api.serving import Principal, Serving
 from cluster.api.stream_events import Event, stream_events
 from cluster.errors import InvalidRequest
 from cluster.text.served_model import ServedModel
@@ -45,14 +46,23 @@ class Completions:
         call_id = f"cmpl-{serving.draw_id()}"
         seed = serving.draw_seed() if body.seed is None else body.seed
         requests = [_request(call_id, prompt, body, model, info, seed, principal) for prompt in prompts]
+        return self._call(body, serving.origin(call_id, info, requests), prompts, principal)
+
+    def restore(self, body: CompletionRequest, origin: CallOrigin, principal: Principal) -> CompletionCall:
+        """The call that was once prepared with this body and this origin."""
+        texts = [given if isinstance(given, str) else None for given in self._split(body)]
+        ids = [request.prompt_token_ids for request in origin.requests]
+        return self._call(body, origin, list(map(Prompt, ids, texts)), principal)
+
+    def _call(
+        self, body: CompletionRequest, origin: CallOrigin, prompts: list[Prompt], principal: Principal
+    ) -> CompletionCall:
+        model = self._serving.model(body.model)
         return CompletionCall(
-            id=call_id,
-            created=int(serving.now()),
+            origin=origin,
             model=model,
-            fingerprint=fingerprint(info),
-            context=serving.context(model, principal),
-            block_size=info.block_size,
-            choices=spread_choices(requests, body.n or 1, model, TextRules.of(body)),
+            context=self._serving.context(model, principal),
+            choices=spread_choices(origin.requests, body.n or 1, model, TextRules.of(body)),
             body=body,
             prompts=prompts,
         )
@@ -61,16 +71,18 @@ class Completions:
         """Run to the end."""
         tally = UsageTally(call)
         outputs = [CompletionOutput(call, choice.index) for choice in call.choices]
-        running = run_choices(self._serving.generator, call.choices, call.context, call.block_size)
+        running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
         async with aclosing(running) as deltas:
             async for delta in deltas:
                 tally.add(delta)
                 outputs[delta.choice].add(delta)
         return completion(call, [output.choice() for output in outputs], tally.usage())
 
-    def events(self, call: CompletionCall) -> AsyncGenerator[Event, None]:
-        """Run as a stream."""
-        return stream_events(self._serving.generator, call, CompletionChunks(call))
+    def events(
+        self, call: CompletionCall, with_ids: bool = False, past: Past | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Run as a stream; with a past: go on with it."""
+        return stream_events(self._serving.generator, call, CompletionChunks(call), with_ids, past)
 
     async def _prompts(self, body: CompletionRequest, model: ServedModel, info: EngineInfo) -> list[Prompt]:
         prompts = []

@@ -12,17 +12,29 @@ from cluster.text.served_model import ServedModel
 from engine.request import GenerateRequest
 
 
-class PreparedCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated API request, ready to run: nothing that the client gave can be wrong after this."""
+class CallOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call got when it was prepared, beside its body: with both it can be put together again anywhere."""
 
     id: str
     created: int
-    model: ServedModel
     fingerprint: str
+    weights_revision: str
+    block_size: int
+    requests: list[GenerateRequest]  #: one per prompt; the choices are made of them
+
+
+class PreparedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated API request, ready to run: nothing that the client gave can be wrong after this."""
+
+    origin: CallOrigin
+    model: ServedModel
     body: SamplingFields
     context: RequestContext
-    block_size: int
     choices: list[Choice]  #: prompt by prompt, `n` each
+
+    @property
+    def id(self) -> str:
+        return self.origin.id
 
     @property
     def num_answers(self) -> int:
@@ -43,17 +55,17 @@ class PreparedCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageTally:
-    """Counts a call's tokens: each prompt once, every choice's output."""
+    """Counts a call's tokens: each prompt once, every choice's output. `outputs`: what has been counted before."""
 
-    def __init__(self, call: PreparedCall) -> None:
+    def __init__(self, call: PreparedCall, outputs: Sequence[int] = ()) -> None:
         self._step = call.num_answers
         self._prompt = sum(len(choice.request.prompt_token_ids) for choice in call.choices[:: self._step])
-        self._outputs = [0] * len(call.choices)
+        self._outputs = list(outputs) or [0] * len(call.choices)
         self._cached = 0
 
     def add(self, delta: Delta) -> None:
         """Count what a delta brings."""
-        self._outputs[delta.choice] = delta.next_index
+        self._outputs[delta.choice] = max(self._outputs[delta.choice], delta.next_index)
         if delta.choice % self._step == 0:
             self._cached += delta.num_cached_tokens
 

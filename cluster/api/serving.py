@@ -7,12 +7,15 @@ from hashlib import blake2b
 
 import msgspec
 
+from cluster.api.prepared_call import CallOrigin
 from cluster.api.request_body import shown
 from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest, ModelNotFound, NoReadyReplica
 from cluster.generation import Generator, RequestContext
+from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from engine.config import EngineInfo
+from engine.request import GenerateRequest
 
 _RETRY_AFTER_S = 1.0
 
@@ -31,11 +34,13 @@ class Serving:
         models: Mapping[str, ServedModel],
         generator: Generator,
         config: GatewayConfig,
+        copies: StreamCopies | None = None,
         now: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
         draw_id: Callable[[], str] = lambda: secrets.token_hex(12),
     ) -> None:
         self.models, self.generator, self.config = models, generator, config
+        self.copies = copies or StreamCopies(config.resume_s)
         self.now, self.draw_seed, self.draw_id = now, draw_seed, draw_id
 
     def model(self, name: str | None) -> ServedModel:
@@ -55,6 +60,17 @@ class Serving:
         if info is None:
             raise NoReadyReplica("No replica of this model is ready yet; try again.", "model", _RETRY_AFTER_S)
         return info
+
+    def origin(self, call_id: str, info: EngineInfo, requests: list[GenerateRequest]) -> CallOrigin:
+        """Of a call that begins now."""
+        return CallOrigin(
+            id=call_id,
+            created=int(self.now()),
+            fingerprint=fingerprint(info),
+            weights_revision=info.weights_revision,
+            block_size=info.block_size,
+            requests=requests,
+        )
 
     def context(self, model: ServedModel, principal: Principal) -> RequestContext:
         """What goes along with every request of this principal."""

@@ -14,6 +14,7 @@ from cluster.gateway.endpoints import Asgi, list_endpoints
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
+from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 
 DISTRIBUTION = "manta-serve"
@@ -24,13 +25,17 @@ def build_gateway(
     generator: Generator,
     config: GatewayConfig,
     identify: Identify | None = None,
+    copies: StreamCopies | None = None,
 ) -> ASGIApp:
-    """The app for these models (by served name). `identify` says who asks, from the request's headers (default: as the
-    configuration has it)."""
+    """The app for these models (by served name).
+
+    `identify` says who asks, from the request's headers (default: as the configuration has it). Without `copies` a
+    stream can be resumed nowhere.
+    """
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
-    endpoints = list_endpoints(Serving(models, generator, config), version)
+    endpoints = list_endpoints(Serving(models, generator, config, copies), version)
     docs = ApiDocs(openapi_document(endpoints, version))
     routes: list[BaseRoute] = [
         Route(path, _Endpoint(endpoint.run), methods=[endpoint.method])

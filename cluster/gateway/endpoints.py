@@ -3,7 +3,7 @@
 `cluster.gateway.app` routes by this table, `cluster.gateway.openapi` documents it.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,10 +25,12 @@ from cluster.api.schema_tokens import (
     Version,
 )
 from cluster.api.serving import Principal, Serving
+from cluster.api.stream_position import HEADER
 from cluster.api.token_endpoints import TokenEndpoints
-from cluster.gateway.http_exchange import header, read_json_body, send_json, while_client_stays
-from cluster.gateway.sse import send_stream, wants_ids
+from cluster.gateway.generating import Generating, Resuming
+from cluster.gateway.http_exchange import read_json_body, send_json
 
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -38,39 +40,43 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     summary: str
-    answer: type[msgspec.Struct]
     run: Asgi
+    answer: type[msgspec.Struct] | None = None  #: None: there are only streams
     body: type[msgspec.Struct] | None = None
-    chunk: type[msgspec.Struct] | None = None  #: of an event stream, where there is one
+    chunks: Sequence[type[msgspec.Struct]] = ()  #: of an event stream, where there is one
+    headers: Mapping[str, str] = {}  #: of the request, and what they are for
     aliases: Sequence[str] = ()
     error_statuses: Sequence[int] = ()
 
 
 def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
     """The whole API."""
-    chat, completions, tokens = Chat(serving), Completions(serving), TokenEndpoints(serving, version)
+    tokens = TokenEndpoints(serving, version)
+    of_chat = Generating(serving, CHAT, Chat(serving), ChatRequest)
+    of_completions = Generating(serving, COMPLETIONS, Completions(serving), CompletionRequest)
     of_body, of_generation = (400, 404, 408, 413, 415), (400, 404, 408, 413, 415, 500, 503, 504)
     return [
         Endpoint(
             method="POST",
-            path="/v1/chat/completions",
+            path=CHAT,
             summary="Answer a conversation",
             body=ChatRequest,
             answer=ChatResponse,
-            chunk=ChatChunk,
-            run=generating(serving, chat, ChatRequest),
+            chunks=(ChatChunk,),
+            run=of_chat,
             error_statuses=of_generation,
         ),
         Endpoint(
             method="POST",
-            path="/v1/completions",
+            path=COMPLETIONS,
             summary="Continue a text",
             body=CompletionRequest,
             answer=CompletionResponse,
-            chunk=CompletionResponse,
-            run=generating(serving, completions, CompletionRequest),
+            chunks=(CompletionResponse,),
+            run=of_completions,
             error_statuses=of_generation,
         ),
+        *_resuming(serving, {CHAT: of_chat, COMPLETIONS: of_completions}),
         Endpoint(
             method="GET",
             path="/v1/models",
@@ -119,22 +125,22 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
     ]
 
 
-def generating(serving: Serving, endpoint: Any, body_type: type[Any]) -> Asgi:
-    """An endpoint that generates, whole or as a stream; the work is freed when the client leaves."""
-    decoder = msgspec.json.Decoder(body_type)
-
-    async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        raw = await read_json_body(scope, receive, serving.config.max_body_bytes)
-        body = decode_body(raw, decoder)
-        async with while_client_stays(receive):
-            call = await endpoint.prepare(body, scope["principal"])
-            if body.stream:
-                with_ids = wants_ids(header(scope, b"accept"))
-                await send_stream(send, endpoint.events(call), serving.config.stream_stall_s, with_ids)
-            else:
-                await send_json(send, 200, msgspec.json.encode(await endpoint.answer(call)))
-
-    return run
+def _resuming(serving: Serving, endpoints: Mapping[str, Generating]) -> list[Endpoint]:
+    if serving.config.resume_s <= 0:
+        return []
+    return [
+        Endpoint(
+            method="GET",
+            path="/v1/streams/{stream}",
+            summary="Go on with an event stream whose connection, or whose gateway, was lost",
+            chunks=(ChatChunk, CompletionResponse),
+            run=Resuming(serving, endpoints),
+            headers={
+                HEADER: "The `id` of the last event that has come; without it the stream comes from its beginning"
+            },
+            error_statuses=(400, 404, 500, 503, 504),
+        )
+    ]
 
 
 def posting(

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.api.serving import Principal
-from cluster.errors import ApiError, InvalidRequest
+from cluster.errors import ApiError, InvalidRequest, StreamTaken
 from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
 from cluster.gateway.http_listener import ABORT
@@ -69,7 +69,7 @@ class Errors:
             return None
         except Exception as error:
             if scope.get("answer_begun"):
-                if not isinstance(error, ReaderStalled | OSError):
+                if not isinstance(error, ReaderStalled | StreamTaken | OSError):
                     raise
                 logger.info("cut off a stream: %s", type(error).__name__)
                 return await _drop_connection(scope)

@@ -1,5 +1,6 @@
 """The OpenAPI document, made from the very types that the endpoints decode and encode."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from cluster.gateway.endpoints import Endpoint
 
 _ERRORS = {
     400: "A field is wrong; `param` names it",
-    404: "No such model",
+    404: "No such model, or no such stream",
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not JSON, or is compressed",
@@ -24,9 +25,10 @@ Every answer carries `X-Request-Id` (yours, if you send one). Errors have the Op
 listed are refused with `unknown_parameter`; those marked as ignored are accepted for compatibility. Of a key given
 twice the last value counts.
 
-A stream that fails ends with an event `{"error": ...}` instead of `[DONE]`; each event's `id` is
-`<request>:<index of its last token>`. A client that closes its connection, or the sending half of it, gives up the
-request: its work is freed within a step.
+A stream that fails ends with an event `{"error": ...}` instead of `[DONE]`. A client that closes its connection, or the
+sending half of it, gives up the request: its work is freed within a step. A client whose `Accept` header names
+`text/event-stream` gets events with an `id`, and can go on with a broken stream: `GET /v1/streams/{stream}` with the id
+as `Last-Event-ID`, on any gateway; `{stream}` is the `id` that the chunks hold.
 """
 
 
@@ -34,7 +36,7 @@ def openapi_document(endpoints: Sequence[Endpoint], version: str) -> dict[str, A
     """The document as plain data."""
     types: list[Any] = [ErrorResponse]
     for endpoint in endpoints:
-        types += [found for found in (endpoint.body, endpoint.answer, endpoint.chunk) if found is not None]
+        types += [found for found in (endpoint.body, endpoint.answer, *endpoint.chunks) if found is not None]
     unique = list(dict.fromkeys(types))
     references, components = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(unique, references, strict=True))
@@ -52,9 +54,12 @@ def openapi_document(endpoints: Sequence[Endpoint], version: str) -> dict[str, A
 
 
 def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema_of[endpoint.answer]}}
-    if endpoint.chunk is not None:
-        content["text/event-stream"] = {"schema": schema_of[endpoint.chunk]}
+    content: dict[str, Any] = {}
+    if endpoint.answer is not None:
+        content["application/json"] = {"schema": schema_of[endpoint.answer]}
+    if endpoint.chunks:
+        schemas = [schema_of[chunk] for chunk in endpoint.chunks]
+        content["text/event-stream"] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     error = {"application/json": {"schema": schema_of[ErrorResponse]}}
     for status in endpoint.error_statuses:
@@ -67,6 +72,10 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
     if endpoint.body is not None:
         body = {"application/json": {"schema": schema_of[endpoint.body]}}
         operation["requestBody"] = {"required": True, "content": body}
-    if "{model}" in path:
-        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    text = {"schema": {"type": "string"}}
+    parameters = [{"name": name, "in": "path", "required": True, **text} for name in re.findall(r"{(\w+)}", path)]
+    for name, description in endpoint.headers.items():
+        parameters.append({"name": name, "in": "header", "description": description, **text})
+    if parameters:
+        operation["parameters"] = parameters
     return operation

@@ -34,25 +34,33 @@ def wants_ids(accept: str | None) -> bool:
     return "text/event-stream" in (accept or "")
 
 
-def encode_event(event: Event, with_id: bool = True) -> bytes:
+def encode_event(event: Event) -> bytes:
     """JSON holds no raw line ends, so neither field can break out of its line."""
-    if with_id and event.id:
+    if event.id:
         return b"id: %b\ndata: %b\n\n" % event
     return b"data: %b\n\n" % event.data
 
 
-async def send_stream(send: Send, events: AsyncGenerator[Event, None], stall_s: float, with_ids: bool = True) -> None:
+def _nothing() -> None:
+    """Before a write of which nobody else need know."""
+
+
+async def send_stream(
+    send: Send, events: AsyncGenerator[Event, None], stall_s: float, before_write: Callable[[], None] = _nothing
+) -> None:
     """Send all events, then `[DONE]`; nothing is sent if the first event cannot be had (the error is raised).
 
     A later failure is told by one error event, and the stream ends without `[DONE]`.
     """
     async with aclosing(events):
-        writer = _Writer(send, stall_s)
-        writer.add(encode_event(await anext(events), with_ids))
+        writer = _Writer(send, stall_s, before_write)
+        first = await anext(events, None)
+        if first is not None:
+            writer.add(encode_event(first))
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         try:
             while True:
-                writer.add(encode_event(await _FlushBeforeWaiting(anext(events), writer.flush), with_ids))
+                writer.add(encode_event(await _FlushBeforeWaiting(anext(events), writer.flush)))
                 if writer.is_full:
                     await writer.flush()
         except StopAsyncIteration:
@@ -68,8 +76,8 @@ async def send_stream(send: Send, events: AsyncGenerator[Event, None], stall_s: 
 class _Writer:
     """What waits to be sent."""
 
-    def __init__(self, send: Send, stall_s: float) -> None:
-        self._send, self._stall_s = send, stall_s
+    def __init__(self, send: Send, stall_s: float, before_write: Callable[[], None]) -> None:
+        self._send, self._stall_s, self._before_write = send, stall_s, before_write
         self._waiting: list[bytes] = []
         self._num_bytes = 0
 
@@ -90,6 +98,7 @@ class _Writer:
         body = b"".join(self._waiting)
         self._waiting.clear()
         self._num_bytes = 0
+        self._before_write()
         steps: Any = self._send({"type": "http.response.body", "body": body, "more_body": True}).__await__()
         try:
             future = steps.send(None)

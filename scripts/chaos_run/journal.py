@@ -106,13 +106,17 @@ class Journal:
             self.choices[part.index].read(part, now)
 
     def _check_id(self, event_id: str) -> None:
-        """`<stream>:<index>`, or with several choices `<stream>:<index>,<index>,...`: the last token of each so far."""
+        """`<stream>:<index>`, or with several choices `<stream>:<index>,<index>,...`: the last token of each so far.
+
+        A choice that has not begun has nothing there; after the usage stands `end`.
+        """
         self.stream_id, _, cursor = event_id.rpartition(":")
         self.cursor = event_id
-        if len(self.choices) > 1 and "," not in cursor:
+        if cursor == "end":
             return
+        said = ",".join(index or "-1" for index in cursor.split(","))
         read = ",".join(str(len(choice.token_ids) - 1) for choice in self.choices)
-        if cursor != read and not self.wrong_ids:
+        if said != read and not self.wrong_ids:
             self.wrong_ids.append(f"event id {event_id} came when {read} had been read")
 
     def record(self) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class ScriptedGenerator:
         self.num_open += 1
         try:
             async for chunk in self._script(request):
+                if context.on_chunk is not None:
+                    context.on_chunk(chunk, "r0")
                 yield chunk
         finally:
             self.num_open -= 1

@@ -52,11 +52,13 @@ class LocalGenerator:
     async def stream(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[TokenChunk]:
         self.requests.append(request)
         self.contexts.append(context)
-        flight = self._flights[request.request_id] = _Flight()
+        flight = self._flights[request.request_id] = _Flight(request.attempt)
         self._engine.submit(request)
         try:
             while True:
                 chunk = await flight.next()
+                if context.on_chunk is not None:
+                    context.on_chunk(chunk, "r0")
                 yield chunk
                 if chunk.finish is not None:
                     return
@@ -82,14 +84,15 @@ class LocalGenerator:
         self.load = load
         for chunk in chunks:
             flight = self._flights.get(chunk.request_id)
-            if flight is not None:
+            if flight is not None and flight.attempt == chunk.attempt:
                 flight.put(chunk)
 
 
 class _Flight:
     """The chunks of one request that nobody has read yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
         self._chunks: deque[TokenChunk] = deque()
         self._waiter: asyncio.Future[None] | None = None
 

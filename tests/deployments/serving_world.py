@@ -9,6 +9,7 @@ from cluster.config import RouterConfig
 from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter, ReplicaInfo
 from cluster.generation import RequestContext
+from cluster.stream_copies import StreamCopies
 from deployments.gateway_links import GatewayLinks
 from deployments.replica_server import ReplicaServer
 from deployments.router_link import RouterLink
@@ -112,7 +113,7 @@ async def serving_world(num_replicas: int = 1, **engine: float) -> AsyncIterator
     """Ready when every replica is connected to the gateway."""
     shard = RouterShard(RouterConfig(), SECRET)
     world = ServingWorld(shard, await shard.start(HOST), Dispatcher("gateway"), [])
-    links = GatewayLinks(world.dispatcher, SECRET)
+    links = GatewayLinks(world.dispatcher, StreamCopies(60.0), SECRET)
     router = RouterLink(world.find_router, FromRouter, ("gateway", "gateway"), links.shard_peer(0))
     try:
         for number in range(num_replicas):

@@ -9,6 +9,7 @@ import pytest
 from cluster.api.schema_chat import ChatRequest
 from cluster.api.schema_completions import CompletionRequest
 from tests.cluster.gateway_world import MODEL, client, gateway, local_generator
+from tests.cluster.resume_world import WITH_IDS, Shard, a_gateway, events_of, uneven_chain
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
 COMPLETION: dict[str, Any] = {"model": MODEL, "prompt": "Hi", "max_tokens": 3}
@@ -85,3 +86,17 @@ async def test_the_page_fetches_nothing_from_elsewhere() -> None:
         for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
             assert f'"docs/{name}"' in page.text
             assert len((await http.get(f"/docs/{name}")).content) > 500
+
+
+async def test_events_of_a_resumed_stream_fit() -> None:
+    document = await fetch_document()
+    operation = document["paths"]["/v1/streams/{stream}"]["get"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["stream", "Last-Event-ID"]
+    schema = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    gateway = a_gateway("a", uneven_chain(), Shard())
+    async with gateway.client() as http:
+        for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
+            begun = await http.post(path, json=body | {"stream": True}, headers=WITH_IDS)
+            resumed = await http.get(f"/v1/streams/{events_of(begun.text)[0].json['id']}")
+            for event in events_of(resumed.text):
+                check(document, schema, event.json)
