@@ -42,10 +42,10 @@ class Copy:
 
 
 class StreamCopies:
-    """Of one gateway. `ttl_s`: how long a stream that nobody runs can be resumed."""
+    """Of one gateway. `ttl_s`: how long a stream that nobody runs can be resumed; `num_shards`: all that are."""
 
-    def __init__(self, ttl_s: float) -> None:
-        self._ttl_s = ttl_s
+    def __init__(self, ttl_s: float, num_shards: int = 1) -> None:
+        self._ttl_s, self._num_shards = ttl_s, num_shards
         self._copies: dict[str, Copy] = {}
         self._ending: dict[str, Copy] = {}  # taken; their tasks have yet to end
         self._links: dict[int, Link] = {}
@@ -77,13 +77,14 @@ class StreamCopies:
                 link.send(Journal(entries))
 
     async def fetch(self, stream: str, tenant: str) -> Stored | None:
-        """Take a stream over from whoever runs it, as complete as any shard has it; None if none has it.
+        """Take a stream over from whoever runs it, as complete as any shard has it; None if no shard has it.
 
-        From then on this gateway does not run it either. Raises StreamsUnavailable while no shard is connected.
+        From then on this gateway does not run it either. StreamsUnavailable if one may have it that does not answer.
         """
-        if not self._alive():
-            raise StreamsUnavailable("The copies of streams cannot be reached just now; try again.", None, 1.0)
-        found = await self._ask(stream, tenant)
+        shards = self._alive()
+        found, num_answers = await self._ask(shards, stream, tenant) if shards else ([], 0)
+        if not found and num_answers < self._num_shards:
+            raise StreamsUnavailable("Not all copies of streams can be reached just now; try again.", None, 1.0)
         stored = max(found, key=lambda stored: (stored.epoch, len(stored.journal)), default=None)
         running = self._copies.get(stream)
         if stored is not None and running is not None:
@@ -92,13 +93,14 @@ class StreamCopies:
             await self._ending[stream].ended.wait()
         return stored
 
-    async def _ask(self, stream: str, tenant: str) -> list[Stored]:
+    async def _ask(self, shards: set[int], stream: str, tenant: str) -> tuple[list[Stored], int]:
+        """What was found, and how many shards have answered."""
         self.flush()
         self._num_fetches += 1
         ticket = self._num_fetches
-        fetch = self._fetches[ticket] = _Fetch(self._alive())
+        fetch = self._fetches[ticket] = _Fetch(set(shards))
         try:
-            for shard in self._alive():
+            for shard in shards:
                 self._links[shard].send(Fetch(ticket, stream, tenant))
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 await fetch.done.wait()
@@ -106,7 +108,7 @@ class StreamCopies:
             pass  # what has been found counts
         finally:
             del self._fetches[ticket]
-        return fetch.found
+        return fetch.found, fetch.num_answers
 
     # What copies do
 
@@ -156,7 +158,7 @@ class StreamCopies:
     def _leave(self, shard: int) -> None:
         self._pending.pop(shard, None)
         for fetch in self._fetches.values():
-            fetch.answered(shard, None)
+            fetch.gone(shard)
         for copy in self._copies.values():
             if copy.shard == shard:
                 self._place(copy)
@@ -199,11 +201,16 @@ class _Fetch:
     def __init__(self, shards: set[int]) -> None:
         self._shards = shards
         self.found: list[Stored] = []
+        self.num_answers = 0
         self.done = asyncio.Event()
 
     def answered(self, shard: int, stored: Stored | None) -> None:
-        self._shards.discard(shard)
+        self.num_answers += 1
         if stored is not None:
             self.found.append(stored)
+        self.gone(shard)
+
+    def gone(self, shard: int) -> None:
+        self._shards.discard(shard)
         if not self._shards:
             self.done.set()

@@ -52,7 +52,7 @@ class GatewayDeployment:
         router = router_shard(self._config.router)
         address: RouterAddress = await router.join.remote()
         dispatcher = Dispatcher(name)
-        copies = StreamCopies(self._config.gateway.resume_s)
+        copies = StreamCopies(self._config.gateway.resume_s, num_shards=1)
         links = GatewayLinks(dispatcher, copies, address.secret)
         self._router = RouterLink(lambda: router.join.remote(), FromRouter, ("gateway", name), links.shard_peer(0))
         models = await asyncio.to_thread(_load_models, self._config)

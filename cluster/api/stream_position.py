@@ -2,7 +2,7 @@
 
 An id is `<stream>:<index>`, the index of the last token that the client has; with several choices one index each,
 `<stream>:<i0>,<i1>,...`. In place of an index, -1 says that a choice has begun but given no token, and nothing at all
-that it has not begun. `<stream>:end` follows the last chunk of all.
+that it has not begun. An end that comes without a token counts like one. `<stream>:end` is the id of the usage.
 """
 
 import re
@@ -31,7 +31,7 @@ class Position:
         check_event_id(last_event_id, stream)
         said = last_event_id.removeprefix(f"{stream}:")
         if said == _END:
-            return cls([most - 1 for most in max_tokens], at_end=True)
+            return cls(list(max_tokens), at_end=True)
         have = [int(part) if part else NOTHING for part in said.split(",")]
         if len(have) != len(max_tokens) or any(index > most for index, most in zip(have, max_tokens, strict=True)):
             raise _malformed(last_event_id, f"this stream has {len(max_tokens)} choices and no such token")

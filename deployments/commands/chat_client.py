@@ -5,17 +5,17 @@ are all that goes to standard output.
 """
 
 import argparse
-import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
 
+from cluster.client import ResumingStream, StreamFailed, StreamLost
 from deployments.commands.chat_session import ChatSession, Quit
 from engine.errors import MantaError
 
@@ -263,25 +263,20 @@ def stream_answer(
     show: Callable[[str], None],
     now: Callable[[], float],
 ) -> None:
-    """Post `body` and fill `answer` as its events come. Leaving early closes the connection, which frees the work."""
+    """Post `body` and fill `answer` as its events come, also over a lost gateway. Leaving early frees the work."""
     began = now()
     try:
-        with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                response.read()
-                raise RequestFailed(error_message(response.text, response.status_code))
-            for event in read_events(response.iter_lines()):
+        with closing(iter(ResumingStream(str(client.base_url), "/v1/chat/completions", body))) as events:
+            for event in events:
                 take_event(event, answer, show, now() - began)
-    except httpx.HTTPError as error:
-        raise RequestFailed(f"the connection was lost: {error or type(error).__name__}") from None
+    except (StreamFailed, StreamLost) as error:
+        raise RequestFailed(str(error)) from None
     finally:
         answer.total_s = now() - began
 
 
 def take_event(event: dict[str, Any], answer: Answer, show: Callable[[str], None], elapsed_s: float) -> None:
-    """Add one event's text and usage to the answer; raises what the server says went wrong."""
-    if "error" in event:
-        raise RequestFailed(error_message(json.dumps(event), 500))
+    """Add one event's text and usage to the answer."""
     if event.get("usage"):
         answer.tokens = event["usage"]["completion_tokens"]
     for choice in event.get("choices", ()):
@@ -291,27 +286,3 @@ def take_event(event: dict[str, Any], answer: Answer, show: Callable[[str], None
                 answer.first_s = elapsed_s
             answer.text += piece
             show(piece)
-
-
-def read_events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The JSON events of a server-sent stream; RequestFailed when it ends without `[DONE]`."""
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name != "data":
-            continue
-        if value.strip() == "[DONE]":
-            return
-        try:
-            event = json.loads(value)
-        except json.JSONDecodeError:
-            raise RequestFailed(f"the server sent what is no event: {value.strip()[:200]}") from None
-        if isinstance(event, dict):
-            yield event
-    raise RequestFailed("the stream ended before the answer did")
-
-
-def error_message(text: str, status: int) -> str:
-    """The message of an error body, or its beginning where it is no such body."""
-    with suppress(ValueError, KeyError, TypeError):
-        return f"{status}: {json.loads(text)['error']['message']}"
-    return f"{status}: {text.strip()[:200]}"

@@ -89,7 +89,7 @@ class GatewayInWorld:
 
 def a_gateway(name: str, generator: Generator, *shards: Shard, tenant: str = "t", **settings: Any) -> GatewayInWorld:
     config = GatewayConfig(**settings)
-    copies = StreamCopies(config.resume_s)
+    copies = StreamCopies(config.resume_s, max(1, len(shards)))
     app = build_gateway(
         {MODEL: served_model()}, generator, config, lambda scope: Principal(tenant=tenant), copies=copies
     )
@@ -99,8 +99,8 @@ def a_gateway(name: str, generator: Generator, *shards: Shard, tenant: str = "t"
     return gateway
 
 
-def uneven_chain() -> ScriptedGenerator:
-    """The chain, its tokens in groups whose sizes depend on the attempt."""
+def uneven_chain(lone_end: bool = False) -> ScriptedGenerator:
+    """The chain, its tokens in groups whose sizes depend on the attempt; `lone_end`: it ends after its last token."""
 
     async def script(request: GenerateRequest) -> AsyncIterator[TokenChunk]:
         rng = random.Random(f"{request.sampling.seed}/{request.attempt}")
@@ -119,11 +119,13 @@ def uneven_chain() -> ScriptedGenerator:
                 index,
                 new,
                 [TokenLogprobs(-token / VOCAB, [(token, -0.5)]) for token in new] if wants else None,
-                FinishReason.LENGTH if index + len(new) == most else None,
+                FinishReason.LENGTH if index + len(new) == most and not lone_end else None,
                 _prompt_logprobs(request) if index == 0 else None,
                 num_cached_tokens=3 if index == 0 else 0,
             )
             index += len(new)
+        if lone_end:
+            yield TokenChunk(request.request_id, request.attempt, most, [], finish=FinishReason.LENGTH)
 
     return ScriptedGenerator(script)
 

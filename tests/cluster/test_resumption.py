@@ -89,7 +89,7 @@ async def test_cut_after_every_event_it_goes_on_exactly(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cut=st.integers(0, 30), copied=st.integers(0, 12))
 def test_a_copy_that_lags_is_made_up_for(case: str, cut: int, copied: int) -> None:
     """However little of the stream was copied: the rest is computed again, and what the client has is not sent."""
@@ -159,7 +159,7 @@ async def engines(count: int) -> AsyncIterator[list[LocalGenerator]]:
         yield [await stack.enter_async_context(local_generator(step_delay_s=0.001)) for _ in range(count)]
 
 
-LONG = TEXT | {"max_tokens": 300, "return_token_ids": True} | USAGE
+LONG = TEXT | {"max_tokens": 120, "return_token_ids": True} | USAGE
 
 
 async def expected_of_long() -> dict[str, Any]:
@@ -187,7 +187,7 @@ async def test_the_gateway_dies_in_the_middle_and_its_successor_too() -> None:
                     second.die(shard)
                     had += await go_on(third, had, stream)
         assert same(whole_of(had), {**expected, "usage": whole_of(had)["usage"]})
-        assert whole_of(had)["usage"]["completion_tokens"] == 300
+        assert whole_of(had)["usage"]["completion_tokens"] == 120
         attempts = [request.attempt for engine in each for request in engine.requests]
         assert attempts == sorted(set(attempts)), "each newer than the one before, so that an engine ends the older"
 
@@ -201,7 +201,7 @@ async def test_a_client_that_lost_its_connection_comes_back_to_the_same_gateway(
         await until(lambda: gateway.copies.num_running == 0)
         assert engine.num_in_flight == 0, "meanwhile nothing is computed"
         had += await go_on(gateway, had, had[0].json["id"])
-        assert len(whole_of(had)["choices"][0]["ids"]) == 300
+        assert len(whole_of(had)["choices"][0]["ids"]) == 120
 
 
 async def test_who_resumes_a_running_stream_ends_the_connection_that_had_it() -> None:
@@ -214,7 +214,7 @@ async def test_who_resumes_a_running_stream_ends_the_connection_that_had_it() ->
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 await reader.take(10_000)
             assert "[DONE]" not in {event.data for event in reader.had}
-        assert len(whole_of(had)["choices"][0]["ids"]) == 300
+        assert len(whole_of(had)["choices"][0]["ids"]) == 120
         assert gateway.copies.num_running == 0
 
 
@@ -232,7 +232,7 @@ async def test_a_lost_shard_is_made_good_by_another_one() -> None:
             had = list(await reader.take(10))
             first.die(other)
             had += await go_on(second, had, had[0].json["id"])
-        assert len(whole_of(had)["choices"][0]["ids"]) == 300
+        assert len(whole_of(had)["choices"][0]["ids"]) == 120
 
 
 async def test_a_shard_that_comes_back_empty_is_told_again() -> None:
@@ -247,7 +247,7 @@ async def test_a_shard_that_comes_back_empty_is_told_again() -> None:
             had = list(await reader.take(10))
             first.die(shard)
             had += await go_on(second, had, had[0].json["id"])
-        assert len(whole_of(had)["choices"][0]["ids"]) == 300
+        assert len(whole_of(had)["choices"][0]["ids"]) == 120
 
 
 async def test_one_frame_for_all_streams_of_a_wake_up_and_ahead_of_the_client() -> None:
@@ -313,7 +313,7 @@ async def test_without_a_shard_streams_run_and_cannot_be_fetched() -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-async def test_a_shard_that_does_not_answer_counts_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_shard_that_does_not_answer_may_have_what_the_others_have_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.stream_copies.FETCH_TIMEOUT_S", 0.01)
     silent, shard = Shard(), Shard()
     silent.gateways.clear()
@@ -323,3 +323,23 @@ async def test_a_shard_that_does_not_answer_counts_as_empty(monkeypatch: pytest.
     second = a_gateway("b", generator, shard, silent)
     del silent.gateways["b"]
     assert whole_of(await go_on(second, [], events[0].json["id"])) == whole_of(events)
+    assert (await get(second, "cmpl-unknown", None)).json()["error"]["code"] == "streams_unavailable"
+    second.copies.on_live_shards({0})
+    assert (await get(second, "cmpl-unknown", None)).json()["error"]["code"] == "streams_unavailable"
+    second.connect(silent, 1)
+    assert (await get(second, "cmpl-unknown", None)).json()["error"]["code"] == "stream_not_found"
+
+
+async def test_an_end_that_is_told_without_a_token() -> None:
+    """As by a gateway whose replica died between the last token and the word that it was the last."""
+    generator = uneven_chain(lone_end=True)
+    shard = Shard()
+    first, second = a_gateway("a", generator, shard), a_gateway("b", generator, shard)
+    events = await post(first, "/v1/completions", TEXT | {"max_tokens": 5, "return_token_ids": True} | USAGE)
+    stream = events[0].json["id"]
+    assert [event.id.rpartition(":")[2] for event in events][-3:] == ["4", "5", "end"]
+    for num_entries in range(9):
+        shorten(shard, stream, num_entries)
+        for cut in range(len(events) + 1):
+            rest = await go_on(second, events[:cut], stream)
+            assert whole_of(events[:cut] + rest)["choices"] == whole_of(events)["choices"]
