@@ -135,8 +135,8 @@ class Flight:
         """Take a chunk into the journal, or drop it; returns how it ends the attempt, if it does."""
         if chunk.attempt != self._attempt or self._is_deaf:
             return None
-        journal, finish = self.journal, chunk.finish
-        if chunk.index != len(journal):
+        finish = chunk.finish
+        if chunk.index != len(self.journal):
             return self._misplaced(chunk)
         if chunk.num_cached_tokens:
             self.num_cached_tokens = chunk.num_cached_tokens

@@ -92,6 +92,8 @@ class ReplicaServer:
         except (RequestRefused, EngineDead) as error:
             gateway.send(Failed(*key, str(error), retryable=isinstance(error, EngineDead)))
             self._accepted.append(key)
+            if isinstance(error, EngineDead) and not self._is_leaving:
+                self.leave()
             return
         self._owners[key] = gateway
         self._submitted.append(key)
