@@ -352,7 +352,7 @@ class Dispatcher:
         for flight in list(self._flights.values()):
             if replica_id in flight.avoided or replica_id in flight.avoid:
                 flight.avoid = [other for other in flight.avoid if other != replica_id]
-                if flight.is_waiting and flight.shard is not None:
+                if flight.is_waiting:
                     self._shards.send(flight.shard, Withdraw(*flight.key))
                     self._enqueue(flight)
 

@@ -221,7 +221,7 @@ class Flight:
     def descriptor(self, now: float, unusable: list[str]) -> Enqueue:
         """What a shard is told, at loop time `now`; `unusable`: replicas that this gateway cannot submit to."""
         self.enqueued_at = now
-        self.avoided = [*self.avoid, *unusable]
+        self.avoided = [*self.avoid, *(replica_id for replica_id in unusable if replica_id not in self.avoid)]
         request, identity = self.request, self.identity
         num_output = len(request.output_token_ids)
         return Enqueue(

@@ -1,8 +1,10 @@
 """A whole Manta without Ray: router shard, engines on the chain executor, and a gateway's dispatcher, over real TCP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
@@ -47,6 +49,7 @@ class Replica:
         loop = asyncio.get_running_loop()
         self.name, self.core, self.info = name, core, info
         self.died = False
+        self._held: list[tuple[list[TokenChunk], EngineLoad]] | None = None  #: while it is frozen
         self.tamper: Callable[[list[TokenChunk]], list[TokenChunk]] = lambda chunks: chunks
         self.engine = EngineLoop(
             core,
@@ -56,7 +59,10 @@ class Replica:
         self.server = ReplicaServer(self.engine, SECRET)
 
     def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
-        self.server.on_step(self.tamper(chunks), load)
+        if self._held is not None:
+            self._held.append((chunks, load))
+        else:
+            self.server.on_step(self.tamper(chunks), load)
 
     def _on_dead(self, error: EngineDead) -> None:
         self.died = True
@@ -68,6 +74,53 @@ class Replica:
             raise RuntimeError(why)
 
         self.core.executor.execute = fail  # type: ignore[method-assign]
+
+    @contextmanager
+    def stuck(self) -> Iterator[None]:
+        """The step that begins next does not end before the context does."""
+        execute, go_on = self.core.executor.execute, threading.Event()
+
+        def hang(plan: StepPlan) -> StepResult:
+            go_on.wait()
+            return execute(plan)
+
+        self.core.executor.execute = hang  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self.core.executor.execute = execute  # type: ignore[method-assign]
+            go_on.set()
+
+    def slow_down(self, num_parts: int, part_s: float) -> None:
+        """Each step takes so many parts of such a length, and shows each."""
+        execute = self.core.executor.execute
+
+        def step_by_step(plan: StepPlan) -> StepResult:
+            for _ in range(num_parts):
+                time.sleep(part_s)
+                self.core.progress.tick()
+            return execute(plan)
+
+        self.core.executor.execute = step_by_step  # type: ignore[method-assign]
+
+    def freeze(self) -> None:
+        """As SIGSTOP would: nothing is read, nothing is said; the engine's steps wait to be told of."""
+        assert self.server._heartbeat is not None
+        self.server._heartbeat.cancel()
+        for connection in self.server._server.connections:
+            assert connection._transport is not None
+            connection._transport.pause_reading()
+        self._held = []
+
+    def wake(self) -> None:
+        """Go on where it was, late as it is."""
+        held, self._held = self._held or [], None
+        for chunks, load in held:
+            self._on_step(chunks, load)
+        for connection in self.server._server.connections:
+            assert connection._transport is not None
+            connection._transport.resume_reading()
+        self.server._heartbeat = asyncio.create_task(self.server._beat())
 
     async def start(self, world: "ServingWorld") -> None:
         port = await self.server.listen(HOST)
@@ -102,6 +155,10 @@ class ServingWorld:
     async def generate(self, request: GenerateRequest, timeout_s: float = 20.0) -> list[TokenChunk]:
         context = RequestContext(model="m", timeout_s=timeout_s)
         return [chunk async for chunk in self.dispatcher.stream(request, context)]
+
+    def usable(self) -> set[str]:
+        """Replicas that the gateway is connected to and has not left."""
+        return {name for name in self.dispatcher.replicas if self.dispatcher._peers.usable(name) is not None}
 
     def num_running(self) -> int:
         loads = [replica.core.scheduler.load() for replica in self.replicas]

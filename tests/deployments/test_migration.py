@@ -66,3 +66,45 @@ async def test_a_replica_that_miscounts_tokens_changes_no_stream(times: int) -> 
             chunk for chunk in chunks for _ in range(times if chunk.index == 17 and chunk.attempt == 0 else 1)
         ]
         await all_exact(ask_all(world))
+
+
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence and standstill are noticed after 0.4 s here."""
+    monkeypatch.setattr("cluster.watchdog.SILENCE_S", 0.4)
+
+
+@pytest.mark.usefixtures("short_patience")
+async def test_a_frozen_replica_is_left_and_serves_again_when_it_wakes() -> None:
+    async with serving_world(num_replicas=2, max_num_seqs=32, step_delay_s=0.005) as world:
+        asked = ask_all(world)
+        await some_tokens(world, 0)
+        world.replicas[0].freeze()
+        await all_exact(asked)
+        world.replicas[0].wake()
+        await until(lambda: world.usable() == {"r0", "r1"})
+        await until(lambda: world.num_running() == 0)
+        before = world.replicas[0].core.scheduler.load().num_output_tokens
+        await all_exact(ask_all(world))
+        assert world.replicas[0].core.scheduler.load().num_output_tokens > before
+
+
+@pytest.mark.usefixtures("short_patience")
+async def test_a_stuck_engine_is_left_though_its_replica_speaks() -> None:
+    async with serving_world(num_replicas=2, max_num_seqs=32, step_delay_s=0.005) as world:
+        asked = ask_all(world)
+        await some_tokens(world, 0)
+        with world.replicas[0].stuck():
+            await all_exact(asked)
+            assert world.usable() == {"r1"}
+        await until(lambda: world.usable() == {"r0", "r1"})
+
+
+@pytest.mark.usefixtures("short_patience")
+async def test_a_long_step_that_shows_progress_is_waited_for() -> None:
+    async with serving_world(num_replicas=2) as world:
+        for replica in world.replicas:
+            replica.slow_down(num_parts=10, part_s=0.1)
+        chunks = await world.generate(request("q", [1, 2], 1))
+        assert tokens_of(chunks) == chain([1, 2], 1)
+        assert chunks[0].attempt == 0

@@ -179,25 +179,3 @@ def test_in_bfloat16_too_company_and_preemption_change_no_token(llama_folder: Pa
     together = drive(tight, [(2 * index, r) for index, r in enumerate(requests)])
     assert tight.scheduler.load().num_preemptions > 0
     assert {request_id: tokens(chunks) for request_id, chunks in together.items()} == alone
-
-
-def test_a_request_goes_on_where_an_earlier_attempt_stopped(llama_folder: Path) -> None:
-    """Migration: prompt and emitted tokens come as one request, and the stream continues as if never cut."""
-    prompt = prompts(1)[0]
-    options = {"temperature": 0.9, "seed": 77, "frequency_penalty": 0.4}
-    whole = tokens(drive(engine(llama_folder, ROOMY), [(0, request("a", prompt, max_tokens=16, **options))])["a"])
-    cut = request("a", prompt, max_tokens=16, **options)
-    resumed = type(cut)(
-        request_id="a",
-        prompt_token_ids=prompt,
-        sampling=cut.sampling,
-        attempt=1,
-        output_token_ids=whole[:7],
-    )
-    core = engine(llama_folder, ROOMY)
-    core.scheduler.add(resumed, now=0.0)
-    rest: list[int] = []
-    while (chunks := core.step(0.0)) is not None:
-        assert chunks[0].index == 7 + len(rest)
-        rest += tokens(chunks)
-    assert rest == whole[7:]
