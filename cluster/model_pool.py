@@ -53,6 +53,7 @@ class ModelPool:
             self.num_refused += 1
             return [(gateway, refusal)]
         self._pass_time(now)
+        self.fleet.take_back(entry.key)  # asked again: the grant was lost on its way
         self.queue.push(entry)
         return self.dispatch(now)
 
@@ -113,15 +114,11 @@ class ModelPool:
 
     def _forget(self, key: Key) -> Waiting | None:
         """Take a request out of the queue without its having run."""
-        entry = self._take_out(key)
-        if entry is not None and entry.had_turn:
-            self._give_back(key[0])
-        return entry
-
-    def _take_out(self, key: Key) -> Waiting | None:
         entry = self.queue.remove(key)
         if entry is not None:
             self._unhold(entry)
+            if entry.had_turn:
+                self._give_back(key[0])
         return entry
 
     def _give_back(self, request_id: str) -> None:
@@ -131,6 +128,7 @@ class ModelPool:
 
     def ended(self, ended: Ended, now: float) -> Outbox:
         """An attempt is over: its breaker, what it cost, and what it teaches."""
+        self._pass_time(now)
         key = (ended.request_id, ended.attempt)
         settled = self.ledger.settle(ended)
         if settled is not None:
@@ -286,7 +284,7 @@ class ModelPool:
     def spare(self, shard: int, num_shards: int) -> Spare | None:
         """What each other shard may send here, when nothing waits here and some replica has credit."""
         slots, blocks = self.fleet.spare
-        if len(self.queue) or not slots or num_shards < 2:
+        if self.queue.peek() is not None or self._reserved or not slots or num_shards < 2:
             return None
         block_size = next(iter(self.fleet.replicas.values())).info.engine.block_size
         peers = num_shards - 1
