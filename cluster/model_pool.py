@@ -82,20 +82,16 @@ class ModelPool:
         if entry.is_migration or asked.num_moves:
             return None
         wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(asked))
-        after_s = retry_after_s(wait_s, asked.request_id)
+        code, why = "server_is_overloaded", ""
         if self.queue.is_full(asked):
-            message = f"the queue of {self.model!r} is full; try again later"
-            return _refuse(asked, "server_is_overloaded", message, after_s)
-        if self.queue.is_over_share(asked):
-            if self.queue.has_others(asked.tenant):
-                message = f"your share of the queue of {self.model!r} is full; try again later"
-                return _refuse(asked, "rate_limit_exceeded", message, after_s)
-            message = f"the queue of {self.model!r} is nearly full; try again later"
-            return _refuse(asked, "server_is_overloaded", message, after_s)
-        if self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
-            message = f"the wait would be about {wait_s:.3g} s, the request's time is {asked.timeout_s:.3g} s"
-            return _refuse(asked, "server_is_overloaded", message, after_s)
-        return None
+            why = f"the queue of {self.model!r} is full; try again later"
+        elif self.queue.is_over_share(asked) and self.queue.has_others(asked.tenant):
+            code, why = "rate_limit_exceeded", f"your share of the queue of {self.model!r} is full; try again later"
+        elif self.queue.is_over_share(asked):
+            why = f"the queue of {self.model!r} is nearly full; try again later"
+        elif self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
+            why = f"the wait would be about {wait_s:.3g} s, the request's time is {asked.timeout_s:.3g} s"
+        return _refuse(asked, code, why, retry_after_s(wait_s, asked.request_id)) if why else None
 
     def withdraw(self, key: Key, now: float) -> Outbox | None:
         """Out of the queue, or an unused grant comes back; None if the request is not here."""
