@@ -7,6 +7,7 @@ sockets are behind `Link`; the loop's clock is the only time.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 
 from cluster.descriptor import identify
@@ -48,6 +49,7 @@ from cluster.watchdog import LivedTime
 from engine.config import EngineInfo
 from engine.request import GenerateRequest, TokenChunk
 
+logger = logging.getLogger("manta.dispatcher")
 _REFUSALS: dict[str, type[ApiError]] = {
     error.code: error for error in (RateLimited, Overloaded, NoReadyReplica, DeadlineExceeded, PoisonRequest)
 }
@@ -244,7 +246,10 @@ class Dispatcher:
                 continue
             if is_condemned:
                 self._shards.send_all(Condemn(flight.identity.digest))
-                flight.fail(PoisonRequest(f"this request has ended several replicas; the last one: {how.why}"))
+                logger.error("request %s has ended two replicas: %s", flight.request_id, how.why)
+                flight.fail(
+                    PoisonRequest("this request has ended the replicas that computed it; it is not tried again")
+                )
                 continue
             flight.shun(replica_id)
             flight.is_tried = False

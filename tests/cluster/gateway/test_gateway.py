@@ -216,6 +216,26 @@ async def test_the_tenant_salts_the_prefix_cache() -> None:
         assert generator.contexts == [RequestContext(model=MODEL, tenant="acme", timeout_s=12.0)] * 2
 
 
+async def test_a_text_as_user_or_cache_key_names_a_session_of_the_tenant() -> None:
+    def identify(scope: Any) -> Principal:
+        return Principal(tenant=header(scope, b"x-test-tenant") or "nobody")
+
+    async with local_generator() as generator:
+        http = client(build_gateway({MODEL: served_model()}, generator, GatewayConfig(), identify))
+        for body in (
+            CHAT | {"user": "u"},
+            CHAT | {"user": {"no": "text"}},
+            CHAT | {"user": "u", "prompt_cache_key": "k"},
+        ):
+            await http.post("/v1/chat/completions", json=body)
+        for tenant in ("nobody", "acme"):
+            body = COMPLETION | {"user": "u"}
+            await http.post("/v1/completions", json=body, headers={"x-test-tenant": tenant})
+        first, none, by_key, same, other = (context.session for context in generator.contexts)
+    assert none == "" and first == same
+    assert len({first, by_key, other, none}) == 4
+
+
 async def test_a_header_names_the_tenant_only_where_it_is_configured() -> None:
     async with local_generator() as generator:
         for settings in ({}, {"tenant_header": "X-Tenant", "edge": Edge.DIRECT}):
