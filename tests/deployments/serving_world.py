@@ -141,6 +141,7 @@ class ServingWorld:
     shard: RouterShard
     port: int
     dispatcher: Dispatcher
+    links: GatewayLinks
     replicas: list[Replica]
 
     async def find_router(self) -> RouterAddress:
@@ -169,8 +170,9 @@ class ServingWorld:
 async def serving_world(num_replicas: int = 1, **engine: float) -> AsyncIterator[ServingWorld]:
     """Ready when every replica is connected to the gateway."""
     shard = RouterShard(RouterConfig(), SECRET)
-    world = ServingWorld(shard, await shard.start(HOST), Dispatcher("gateway"), [])
-    links = GatewayLinks(world.dispatcher, StreamCopies(60.0), SECRET)
+    dispatcher = Dispatcher("gateway")
+    links = GatewayLinks(dispatcher, StreamCopies(60.0), SECRET)
+    world = ServingWorld(shard, await shard.start(HOST), dispatcher, links, [])
     router = RouterLink(world.find_router, FromRouter, ("gateway", "gateway"), links.shard_peer(0))
     try:
         for number in range(num_replicas):
