@@ -4,6 +4,7 @@ from cluster.flight import Flight
 from cluster.frames import Frame, ReplicaInfo
 from cluster.link import Link
 from cluster.watchdog import HOPELESS_S, LivedTime, ReplicaWatch
+from engine.config import EngineInfo
 
 
 class ReplicaPeer:
@@ -30,11 +31,13 @@ class ReplicaPeers:
         self._time = time
         self.announced: dict[str, ReplicaInfo] = {}
         self.connected: dict[str, ReplicaPeer] = {}
+        self.facts: dict[str, EngineInfo] = {}  #: of each model's engines, as last announced
         self._announcers: dict[str, set[int]] = {}
         self._unusable: list[str] | None = None  #: None: to be found out anew
 
     def announce(self, shard: int, replica: ReplicaInfo) -> None:
         self.announced[replica.replica_id] = replica
+        self.facts[replica.model] = replica.engine
         self._announcers.setdefault(replica.replica_id, set()).add(shard)
         self._unusable = None
 
