@@ -104,6 +104,11 @@ class Dispatcher:
             self._shards.send(flight.shard, Withdraw(*flight.key))
         self._migration.forget(flight)
 
+    def end_all(self, error: ApiError) -> None:
+        """The gateway is to end: whoever still reads is told."""
+        for flight in self._flights.values():
+            flight.fail(error)
+
     # From the queue to a replica
 
     def _ask(self, flight: Flight, at_once: bool) -> None:
@@ -119,7 +124,7 @@ class Dispatcher:
         if not self._migration.may_run(flight):
             return
         if shard is None or not self._shards.is_alive(shard):
-            shard = self._shards.choose(flight.identity.shard_key)
+            shard = self._shards.choose(flight.identity.shard_key, self._peers.homes(flight.context.model))
         flight.shard = shard
         now = asyncio.get_running_loop().time()
         self._shards.send(shard, flight.descriptor(now, self._peers.unusable()))

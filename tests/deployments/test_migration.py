@@ -40,7 +40,7 @@ async def test_streams_go_on_when_the_sockets_of_a_replica_are_lost() -> None:
         asked = ask_all(world)
         await some_tokens(world, 0)
         world.replicas[0].server.close()
-        world.replicas[0].link.close()
+        world.replicas[0].links.close()
         await all_exact(asked)
         assert world.num_running() == 0 and world.dispatcher.num_in_flight == 0
 
@@ -51,7 +51,7 @@ async def test_streams_go_on_when_an_engine_dies() -> None:
         await some_tokens(world, 0)
         world.replicas[0].break_engine("the rank is gone")
         await until(lambda: world.replicas[0].died)
-        world.replicas[0].link.close()
+        world.replicas[0].links.close()
         await all_exact(asked)
 
 
@@ -89,6 +89,7 @@ async def test_a_frozen_replica_is_left_and_serves_again_when_it_wakes() -> None
         world.replicas[0].wake()
         await until(lambda: world.usable() == {"r0", "r1"})
         await until(lambda: world.num_running() == 0)
+        await until(lambda: "open" not in world.breakers())
         before = world.replicas[0].core.scheduler.load().num_output_tokens
         await all_exact(ask_all(world))
         assert world.replicas[0].core.scheduler.load().num_output_tokens > before
