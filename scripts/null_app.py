@@ -17,10 +17,9 @@ from cluster.gateway.http_listener import listener_settings
 from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
-from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterAddress, RouterLink
-from deployments.router_shard import RouterShard
+from deployments.router_link import RouterLink
+from deployments.router_shard import RouterAddress, RouterShard
 from engine.chain_executor import ChainExecutor
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
@@ -77,11 +76,11 @@ async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
     )
     server = ReplicaServer(engine, SECRET)
     await server.listen(HOST, ports["replica"])
-    links = ReplicaLinks("r0", server, [lambda: _address(ports)], 0, lambda: None)
+    link = RouterLink(lambda: _address(ports), FromRouter, ("replica", "r0"), server)
     engine.start()
     server.announce(ReplicaInfo("r0", MODEL, HOST, ports["replica"], [0], "bench", info), core.scheduler.load())
     await asyncio.Event().wait()
-    links.close()
+    link.close()
 
 
 async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:

@@ -89,5 +89,4 @@ _SIGNATURES = {
     "manta_rotary": "iipppplllll",
     "manta_write_kv": "ipppppllliii",
     "manta_attention": "iiippppppppllliiiiffi",
-    "manta_decode": "iipp",
 }

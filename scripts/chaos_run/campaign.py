@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import psutil
+
 from scripts.chaos_run.cluster_hand import ClusterHand, NoHand, send
 from scripts.chaos_run.gaps import Gap, find_gaps
 from scripts.chaos_run.journal import Journal
@@ -80,7 +82,7 @@ class Campaign:
     async def run(self) -> Outcome:
         """To the end of the last request, or, unless told to keep going, to the first violation."""
         outcome, began = self._outcome, time.monotonic()
-        sleeper = Sleeper()
+        sleeper = Sleeper(self._niceness())
         watcher = asyncio.create_task(watch_own_loop(outcome.own))
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -96,6 +98,11 @@ class Campaign:
         outcome.gaps = find_gaps(outcome.journals, outcome.faults, outcome.own)
         outcome.seconds = time.monotonic() - began
         return outcome
+
+    def _niceness(self) -> int:
+        """Of the engines' processes."""
+        replicas = self._hand.view().replicas if self._hand is not None else ()
+        return max((psutil.Process(replica.pid).nice() for replica in replicas), default=0)
 
     # Clients
 

@@ -93,7 +93,9 @@ def _serve_commands(connection: Connection, address: str, app: str) -> None:
     from deployments.commands.ray_environment import prepare_to_join
 
     prepare_to_join(address)
-    hand = _Hand(address, app)
+    from deployments.app import APP_NAME
+
+    hand = _Hand(address, app) if app == APP_NAME else _PlainHand(address, app)
     while True:
         try:
             command = connection.recv()
@@ -195,14 +197,27 @@ class _Hand:
         return router_status(2.0) or {"replicas": [], "gateways": []}
 
 
+class _PlainHand(_Hand):
+    """The same for the baseline, of which Ray Serve's controller alone knows who works."""
+
+    def view(self) -> ClusterView:
+        from ray import serve
+
+        app = serve.status().applications[self._app]
+        num_running = app.deployments["Engine"].replica_states.get("RUNNING", 0)
+        prefix = f"SERVE_REPLICA::{self._app}#Engine#"
+        engines = [Process(name.rpartition("#")[2], pid) for name, pid in _living_actors().items() if prefix in name]
+        return ClusterView(engines[:num_running], [Process("ingress", 0)], [Process("none", 0)])
+
+
 def _living_actors() -> dict[str, int]:
-    """Pid by name, of every actor that lives."""
+    """Pid by name, of every actor that lives, the oldest first."""
     import ray._private.state
 
     table: Mapping[str, Any] = ray._private.state.actors()
     return {
         actor["Name"]: actor["Pid"]
-        for actor in table.values()
+        for actor in sorted(table.values(), key=lambda actor: actor["StartTime"])
         if actor["State"] == "ALIVE" and actor["Name"] and psutil.pid_exists(actor["Pid"])
     }
 

@@ -7,33 +7,25 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import uvloop
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.config import CHAIN_MODEL
-from cluster.config_reader import read_config
-from cluster.text.tokenizer import Tokenizer
-from deployments.app import APP_NAME
 from engine.errors import MantaError
-from scripts.chaos_run.campaign import Campaign, Outcome, Settings, Workload
+from scripts.chaos_run.campaign import Campaign, Outcome, Settings
 from scripts.chaos_run.cluster_hand import ClusterHand
-from scripts.chaos_run.nemesis import WEIGHTS, Kind, Nemesis
+from scripts.chaos_run.nemesis import Kind, Nemesis
 from scripts.chaos_run.report import details, failures, summary
 from scripts.chaos_run.self_check import check_oracle
-from scripts.chaos_run.served_app import ServedApp, free_port
-from scripts.chaos_run.stream_client import StreamClient
-from scripts.chaos_run.workload import ChainModel, ChainWorkload
-
-LENGTHS = ((4, 40), (60, 160), (60, 160), (200, 400))  #: tokens of output: short, middle, long
-DEADLINE_S = 60.0  #: of a request
-GRACE_S = 5.0  #: over the server's own limit of a request
+from scripts.chaos_run.served_app import ServedApp
+from scripts.chaos_run.stream_client import Receive, StreamClient, as_it_comes
+from scripts.chaos_run.targets import DEADLINE_S, GRACE_S, TARGETS, Target
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,9 +34,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=30, metavar="N", help="faults, one at a time (default: 30)")
     parser.add_argument("--seed", type=int, default=1, metavar="S")
     parser.add_argument("--rate", type=float, default=8.0, metavar="R", help="new requests per second (default: 8)")
+    parser.add_argument("--target", choices=TARGETS, default="manta", help="ray-serve: the baseline without Manta")
+    parser.add_argument(
+        "--model", default=CHAIN_MODEL, help="instead of the chain engine: `demo`, or a model directory"
+    )
+    parser.add_argument("--dtype", default="float32", help="with --model (default: float32)")
     parser.add_argument("--replicas", type=int, default=4, metavar="N", help="engines (default: 4)")
     parser.add_argument("--gateways", type=int, default=2, metavar="N", help="gateways (default: 2)")
-    parser.add_argument("--step", type=float, default=0.02, metavar="S", help="seconds of an engine's step")
+    parser.add_argument("--step", type=float, default=0.02, metavar="S", help="seconds of the chain engine's step")
     parser.add_argument("--edge", choices=("direct", "proxy"), default="direct", help="who accepts HTTP connections")
     parser.add_argument(
         "--kinds", metavar="K,K", help=f"only these faults, equally often: {', '.join(Kind)} (default: a mix)"
@@ -76,46 +73,35 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, console: Console, stack: ExitStack) -> int:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manta-chaos-")))
-    config_file = folder / "manta.yaml"
+    target = TARGETS[args.target](args, folder)
     url, address = args.url, args.address
     if url is None:
-        config_file.write_text(yaml.safe_dump(server_config(args)))
-        app = stack.enter_context(serving(config_file, args.log or folder / "server.log", console))
+        app = stack.enter_context(serving(target, args.log or folder / "server.log", console))
         url, address = app.url, app.ray_address
-    hand = None
+    hand, kinds = None, dict[Kind, float]()
     if args.faults:
-        hand = ClusterHand(address, APP_NAME)
+        hand = ClusterHand(address, target.app)
         stack.callback(hand.close)
+        kinds = dict(target.kinds(hand))
+        if args.kinds:
+            kinds = {Kind(kind): 1.0 for kind in args.kinds.split(",")}
     settings = Settings(
         seed=args.seed, streams=args.streams, faults=args.faults, rate=args.rate, keep_going=args.keep_going,
-        config_file=config_file if args.url is None else None,
+        config_file=target.config_file,
     )  # fmt: skip
-    weights = chosen_kinds(args, hand)
     history = stack.enter_context(args.json.open("w")) if args.json is not None else None
-    outcome = uvloop.run(_campaign(settings, url, hand, weights, console, history))
-    found = failures(outcome, with_gaps=bool(args.faults))
+    outcome = uvloop.run(_campaign(settings, target, url, hand, kinds, console, history))
+    found = failures(outcome, with_gaps=bool(args.faults) and target.has_gap_bounds)
     for line in details(outcome, found):
         console.print(line, markup=False, soft_wrap=True)
     print(summary(outcome, args.seed, bool(found)))
     return 1 if found else 0
 
 
-def server_config(args: argparse.Namespace) -> dict[str, Any]:
-    """The app under test: several of everything, so that one may die."""
-    return {
-        "models": [{"model": CHAIN_MODEL, "replicas": args.replicas, "drain_s": 2.0, "chain": {"step_s": args.step}}],
-        "gateway": {
-            "port": free_port(), "replicas": args.gateways, "edge": args.edge, "drain_s": 5.0,
-            "request_timeout_s": DEADLINE_S,
-        },
-        "router": {"shards": 2},
-    }  # fmt: skip
-
-
 @contextmanager
-def serving(config_file: Path, log: Path, console: Console) -> Iterator[ServedApp]:
-    """`manta serve` from here to the end of the block; complains of processes that outlive it."""
-    app = ServedApp(["-m", "deployments.cli", "serve", "--config", str(config_file)], log)
+def serving(target: Target, log: Path, console: Console) -> Iterator[ServedApp]:
+    """The target's server from here to the end of the block; complains of processes that outlive it."""
+    app = ServedApp(target.command(), log)
     try:
         app.wait_ready(lambda line: console.print(f"server: {line}", markup=False, style="dim", soft_wrap=True))
         yield app
@@ -125,41 +111,20 @@ def serving(config_file: Path, log: Path, console: Console) -> Iterator[ServedAp
             console.print(f"processes outlived the server and were killed: {left}")
 
 
-def chosen_kinds(args: argparse.Namespace, hand: ClusterHand | None) -> dict[Kind, float]:
-    """The faults to draw from: those asked for, less those for which there is nobody, or nobody to take over."""
-    weights = dict(WEIGHTS)
-    if args.edge == "proxy":
-        weights[Kind.KILL_PROXY] = 10
-    if args.kinds:
-        weights = {Kind(kind): 1.0 for kind in args.kinds.split(",")}
-    if hand is None:
-        return weights
-    view = hand.view()
-    enough = {
-        Kind.KILL_GATEWAY: len(view.gateways) > 1,
-        Kind.KILL_SHARD: len(view.shards) > 1,
-        Kind.KILL_PROXY: bool(view.proxies),
-        Kind.REDEPLOY: args.url is None,
-    }
-    return {kind: weight for kind, weight in weights.items() if enough.get(kind, len(view.replicas) > 1)}
-
-
 async def _campaign(
     settings: Settings,
+    target: Target,
     url: str,
     hand: ClusterHand | None,
-    weights: dict[Kind, float],
+    kinds: Mapping[Kind, float],
     console: Console,
     history: TextIO | None,
 ) -> Outcome:
-    model = read_config({"model": CHAIN_MODEL}).models[0]
-    tokenizer = Tokenizer.load(Path(model.location))
-    workload: Workload = ChainWorkload(settings.seed, ChainModel(tokenizer.vocab_size, tokenizer), LENGTHS)
+    def client(receive: Receive) -> StreamClient:
+        return StreamClient(url, target.model.served_name, DEADLINE_S + GRACE_S, receive, target.resumes)
 
-    def client(**more: Any) -> StreamClient:
-        return StreamClient(url, model.served_name, DEADLINE_S + GRACE_S, **more)
-
-    caught = await check_oracle(workload, lambda receive: client(receive=receive))
+    workload = await target.workload(settings.seed, client)
+    caught = await check_oracle(workload, client)
     console.print(f"seed {settings.seed}; the oracle caught {caught} of {caught} planted bugs")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -170,5 +135,5 @@ async def _campaign(
             progress.update(streams, completed=len(outcome.journals))
             progress.update(faults, completed=len(outcome.faults), description=f"faults: {doing[:50]}")
 
-        nemesis = Nemesis(settings.seed, weights)
-        return await Campaign(settings, client(), workload, hand, nemesis, tell, history).run()
+        nemesis = Nemesis(settings.seed, kinds)
+        return await Campaign(settings, client(as_it_comes), workload, hand, nemesis, tell, history).run()

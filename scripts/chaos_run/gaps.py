@@ -1,10 +1,10 @@
 """Rule (g): how long clients wait for the next token around a fault.
 
-A gap is the time between two events with tokens of one choice, or from the request to its first. A fault is answerable
-for the longest gap of each stream that overlaps its time: from the fault to `SETTLED_S` later, or to the end of a
-freeze and as long again. Of a gap the longest stall of the client's own event loop in it is taken off. The percentiles
-are over the streams that a fault really interrupted, gaps of `NOTICED_S` or more: a stream on another replica, which
-noticed nothing, does not make the figure look better.
+A gap is the time between two events with tokens of one choice, or from the request to its first. Taken is, for each
+choice and fault, the longest gap that overlaps the fault's time: from the fault (a freeze: to its end) to `SETTLED_S`
+later. Its cause is the first fault that came while it lasted, else the last one before it. Of a gap the longest stall
+of the client's own event loop in it is taken off. The percentiles are over the streams that were really interrupted,
+gaps of `NOTICED_S` or more: a stream on another replica, which noticed nothing, does not make the figure look better.
 """
 
 import bisect
@@ -22,7 +22,7 @@ DEAD_P99_S, FROZEN_MAX_S = 0.5, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The longest gap of one choice around one fault. `own_s` of `seconds` were the client's own lateness."""
+    """A gap of one choice and the fault that caused it. `own_s` of `seconds` were the client's own lateness."""
 
     fault: Fault
     request: str
@@ -36,29 +36,28 @@ class Gap:
 
 
 def find_gaps(journals: Iterable[Journal], faults: Sequence[Fault], own: Lateness) -> list[Gap]:
-    """One for every choice and fault that met and were noticed."""
+    """Those that were noticed. `faults` are in the order of time."""
     found = []
     for journal in journals:
         if not journal.ask.stream:
             continue
-        for fault in _during(journal, faults):
-            for choice in journal.choices:
-                longest = _longest(choice.tokens_at, fault.at, fault.over_at + SETTLED_S)
-                if longest is None:
-                    continue
-                start, seconds = longest
-                gap = Gap(fault, journal.ask.name, start, seconds, own.within(start, start + seconds))
+        for choice in journal.choices:
+            longest = {_longest(choice.tokens_at, fault.at, fault.over_at + SETTLED_S) for fault in faults}
+            for start, seconds in filter(None, longest):
+                cause = _cause(faults, start, start + seconds)
+                gap = Gap(cause, journal.ask.name, start, seconds, own.within(start, start + seconds))
                 if gap.served_s >= NOTICED_S:
                     found.append(gap)
     return found
 
 
-def _during(journal: Journal, faults: Sequence[Fault]) -> Iterable[Fault]:
-    return (fault for fault in faults if fault.at < journal.ended_at and fault.over_at + SETTLED_S > journal.started_at)
+def _cause(faults: Sequence[Fault], start: float, end: float) -> Fault:
+    inside = (fault for fault in faults if start <= fault.at < end)
+    return next(inside, None) or max((fault for fault in faults if fault.at < start), key=lambda fault: fault.at)
 
 
 def _longest(times: Sequence[float], start: float, end: float) -> tuple[float, float] | None:
-    """The longest interval between neighbours that overlaps [start, end]."""
+    """The longest interval between neighbours that overlaps [start, end]: when it begins, and how long it is."""
     first = max(0, bisect.bisect_right(times, start) - 1)
     best: tuple[float, float] | None = None
     for at in range(first, len(times) - 1):

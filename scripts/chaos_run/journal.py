@@ -108,15 +108,20 @@ class Journal:
     def _check_id(self, event_id: str) -> None:
         """`<stream>:<index>`, or with several choices `<stream>:<index>,<index>,...`: the last token of each so far.
 
-        A choice that has not begun has nothing there; after the usage stands `end`.
+        A choice that has not begun has nothing there, one whose end was told without a token one more than its last;
+        after the usage stands `end`.
         """
         self.stream_id, _, cursor = event_id.rpartition(":")
         self.cursor = event_id
         if cursor == "end":
             return
-        said = ",".join(index or "-1" for index in cursor.split(","))
-        read = ",".join(str(len(choice.token_ids) - 1) for choice in self.choices)
-        if said != read and not self.wrong_ids:
+        said = [int(index or "-1") for index in cursor.split(",")]
+        read = [len(choice.token_ids) - 1 for choice in self.choices]
+        over = [bool(choice.finish_reasons) for choice in self.choices]
+        right = len(said) == len(read) and all(
+            index in (last, last + ended) for index, last, ended in zip(said, read, over, strict=True)
+        )
+        if not right and not self.wrong_ids:
             self.wrong_ids.append(f"event id {event_id} came when {read} had been read")
 
     def record(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ server by its effect; the sleeper only shows how much of it there was.
 import asyncio
 import bisect
 import multiprocessing
+import os
 import time
 from multiprocessing.connection import Connection
 
@@ -55,12 +56,13 @@ async def watch_own_loop(lateness: Lateness) -> None:
 
 
 class Sleeper:
-    """A process that sleeps and notes when it woke too late, with the same clock."""
+    """A process that sleeps and notes when it woke too late, with the same clock, and as low a priority as the servers:
+    Ray starts its workers with niceness 15, so whatever else runs on the machine goes before them."""
 
-    def __init__(self) -> None:
+    def __init__(self, niceness: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_sleep_until_told, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_sleep_until_told, args=(theirs, niceness), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -72,7 +74,8 @@ class Sleeper:
         return lateness
 
 
-def _sleep_until_told(connection: Connection) -> None:
+def _sleep_until_told(connection: Connection, niceness: int) -> None:
+    os.nice(max(0, niceness - os.nice(0)))
     lateness = Lateness()
     while True:
         due = time.monotonic() + TICK_S

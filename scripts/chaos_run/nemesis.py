@@ -29,6 +29,7 @@ WEIGHTS: dict[Kind, float] = {
     Kind.KILL_GATEWAY: 12,
     Kind.KILL_CONTROLLER: 6,
     Kind.REDEPLOY: 2,
+    Kind.KILL_PROXY: 10,
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from scripts.chaos_run.journal import Event
+from scripts.chaos_run.journal import ChoiceChunk, Chunk, Event
 from scripts.chaos_run.stream_client import Receive
 
 
@@ -15,7 +15,7 @@ class _AtToken:
         self._number, self._seen = number, 0
 
     def __call__(self, event: Event) -> list[Event]:
-        if b'"token_ids":[]' in event.data or b'"token_ids"' not in event.data:
+        if not _new_tokens(event):
             return self.otherwise(event)
         self._seen += 1
         return self.act(event) if self._seen == self._number else self.otherwise(event)
@@ -76,13 +76,22 @@ class Renumbered:
     def _renumber(self, event: Event) -> Event:
         if not event.id:
             return event
-        self._next += len(msgspec.json.decode(event.data)["choices"][0]["token_ids"])
+        self._next += len(_new_tokens(event))
         return Event(f"{event.id.rpartition(':')[0]}:{self._next - 1}", event.data)
 
 
 def truncated(event: Event) -> list[Event]:
     """The end comes, without the last tokens and with the right usage: the worst a server can do."""
-    return [] if b'"finish_reason":"' in event.data else [event]
+    return [] if any(choice.finish_reason for choice in _choices(event)) else [event]
+
+
+def _choices(event: Event) -> list[ChoiceChunk]:
+    return [] if event.data == b"[DONE]" else msgspec.json.decode(event.data, type=Chunk).choices
+
+
+def _new_tokens(event: Event) -> list[int]:
+    """Of a stream with one choice."""
+    return [token for choice in _choices(event) for token in choice.token_ids or ()]
 
 
 def planted_bugs(number: int = 7) -> Iterator[tuple[str, Receive]]:

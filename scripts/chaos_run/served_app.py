@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from deployments.commands.ray_environment import OUTER_ADDRESSES
 from engine.errors import MantaError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,7 +45,8 @@ class ServedApp:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "RAY_memory_monitor_refresh_ms": "0"}
+        ray = {"RAY_memory_monitor_refresh_ms": "0", OUTER_ADDRESSES: "0"}
+        environment = {**os.environ, **ray, "PYTHONPATH": path}
         self._log = log
         self._family: dict[int, psutil.Process] = {}
         with log.open("wb") as output:

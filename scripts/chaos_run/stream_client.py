@@ -83,8 +83,11 @@ class _Answer(asyncio.Protocol):
 class StreamClient:
     """Talks to one base URL, whoever listens there at the time."""
 
-    def __init__(self, url: str, model: str, deadline_s: float, receive: Receive = as_it_comes) -> None:
+    def __init__(
+        self, url: str, model: str, deadline_s: float, receive: Receive = as_it_comes, resumes: bool = True
+    ) -> None:
         parts = urlsplit(url)
+        self._resumes = resumes
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._model, self._deadline_s, self._receive = model, deadline_s, receive
 
@@ -114,7 +117,11 @@ class StreamClient:
 
     async def _attempt(self, journal: Journal) -> None:
         """One connection, to the end of the answer or of the connection."""
-        request = self._resumption(journal) if journal.cursor else self._request(journal)
+        has_begun = any(choice.token_ids for choice in journal.choices)
+        if has_begun and not (journal.cursor and self._resumes):
+            journal.errors.append(f"the connection broke after {len(journal.choices[0].token_ids)} tokens")
+            return
+        request = self._resumption(journal) if journal.cursor and self._resumes else self._request(journal)
 
         def sink(event: Event) -> None:
             now = time.monotonic()
@@ -141,9 +148,6 @@ class StreamClient:
             journal.errors.append("the stream ended cleanly without [DONE] and without an error event")
 
     def _request(self, journal: Journal) -> bytes:
-        if any(choice.token_ids for choice in journal.choices):
-            journal.errors.append("the stream broke before it had an event id: it cannot be resumed")
-            raise _Broken
         journal.num_sent += 1
         payload = msgspec.json.encode(journal.ask.body(self._model))
         head = f"Content-Type: application/json\r\nContent-Length: {len(payload)}"

@@ -6,8 +6,8 @@ once more, from its definition, so that the house's own engine is not its own ju
 
 import random
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -47,6 +47,15 @@ class Expected:
     near_ties: frozenset[int] = frozenset()
 
 
+def chain_tokens(prompt: Sequence[int], count: int, vocab_size: int) -> Iterator[int]:
+    """Each token is a hash of everything before it."""
+    chain = blake2b(struct.pack(f"<{len(prompt)}I", *prompt), digest_size=8)
+    for _ in range(count):
+        token = int.from_bytes(chain.digest(), "little") % vocab_size
+        chain.update(struct.pack("<I", token))
+        yield token
+
+
 class ChainModel:
     """The answers of the chain engine behind a tokenizer."""
 
@@ -55,12 +64,7 @@ class ChainModel:
 
     def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
         """The first `count` tokens after `prompt`."""
-        chain = blake2b(struct.pack(f"<{len(prompt)}I", *prompt), digest_size=8)
-        found = []
-        for _ in range(count):
-            found.append(int.from_bytes(chain.digest(), "little") % self.vocab_size)
-            chain.update(struct.pack("<I", found[-1]))
-        return found
+        return list(chain_tokens(prompt, count, self.vocab_size))
 
     def word_in(self, token_ids: Sequence[int], start: int) -> str | None:
         """A text of letters that one of the tokens from `start` on spells by itself."""
@@ -87,21 +91,22 @@ class ChainWorkload:
     """An endless mix for the chain engine: number k is the same for the same seed, whatever ran before."""
 
     def __init__(self, seed: int, model: ChainModel, lengths: Sequence[tuple[int, int]]) -> None:
-        self._seed, self._model, self._lengths = seed, model, lengths
+        self.model = model
+        self._seed, self._lengths = seed, lengths
         draw = random.Random(f"{seed}/prefix")
         self._prefix = [draw.randrange(model.vocab_size) for _ in range(SHARED_PREFIX)]
 
     def ask(self, number: int) -> tuple[Ask, list[Expected]]:
         """Request number `number` and its answer."""
         draw = random.Random(f"{self._seed}/{number}")
-        own = [draw.randrange(self._model.vocab_size) for _ in range(draw.choice((8, 40, 160, 500)))]
+        own = [draw.randrange(self.model.vocab_size) for _ in range(draw.choice((8, 40, 160, 500)))]
         prompt = self._prefix + own if draw.random() < 0.3 else own
         max_tokens = draw.randint(*draw.choice(self._lengths))
         kind = draw.choice(KINDS)
         options = {"ignore_eos": True, **self._options(kind, draw, prompt, max_tokens)}
         n = 2 if kind == "two" else 1
         ask = Ask(f"{number}-{kind}", prompt, max_tokens, n, kind != "whole", options)
-        return ask, self._model.answer(ask)
+        return ask, self.model.answer(ask)
 
     def _options(self, kind: str, draw: random.Random, prompt: list[int], max_tokens: int) -> dict[str, Any]:
         match kind:
@@ -113,13 +118,25 @@ class ChainWorkload:
                 return {"logprobs": 2}
             case "penalties":
                 return {"presence_penalty": 0.5, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
-        token_ids = self._model.tokens(prompt, max_tokens)
+        token_ids = self.model.tokens(prompt, max_tokens)
         if kind == "stop_ids":
             return {"stop_token_ids": [draw.choice(token_ids[len(token_ids) // 2 :])]}
         if kind == "stop":
-            word = self._model.word_in(token_ids, len(token_ids) // 2)
+            word = self.model.word_in(token_ids, len(token_ids) // 2)
             return {} if word is None else {"stop": [word]}
         return {}
+
+
+class TokensOnly:
+    """Plain greedy streams of the same chain, for a server that knows tokens and no text."""
+
+    def __init__(self, chain: ChainWorkload) -> None:
+        self._chain = chain
+
+    def ask(self, number: int) -> tuple[Ask, list[Expected]]:
+        ask, _ = self._chain.ask(number)
+        plain = Ask(ask.name.split("-")[0], ask.prompt, ask.max_tokens)
+        return plain, [replace(expected, text="") for expected in self._chain.model.answer(plain)]
 
 
 #: Kinds of requests, as often as they stand here; `whole` is not streamed, `sampled` has no seed of the client's.

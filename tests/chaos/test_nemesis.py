@@ -53,6 +53,12 @@ def test_a_fault_is_answerable_for_the_longest_gap_in_its_time() -> None:
     assert (gap.start, round(gap.seconds, 3)) == (9.9, 0.5)
 
 
+def test_a_gap_has_one_cause() -> None:
+    killed, frozen = Fault(Kind.KILL_REPLICA, None, at=10.0), Fault(Kind.FREEZE_REPLICA, None, at=11.0, hold_s=3.0)
+    [during, after] = find_gaps([journal(9.5, 10.99, 12.5), journal(13.5, 15.0)], [killed, frozen], Lateness())
+    assert during.fault is frozen and after.fault is frozen
+
+
 def test_the_clients_own_lateness_is_taken_off() -> None:
     own = Lateness()
     own.note(10.1, 10.3)
