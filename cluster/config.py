@@ -155,6 +155,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         float,
         Meta(ge=0.0, description="A replica that is taken away lets its streams run so long; the rest migrate."),
     ] = 5.0
+    grace_s: Annotated[
+        float,
+        Meta(
+            ge=0.0, description="So long they may run where no other replica has their weights, as when those change."
+        ),
+    ] = 600.0
     engine: EngineConfig = EngineConfig()
     chain: ChainConfig = ChainConfig()
 

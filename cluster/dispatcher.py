@@ -7,24 +7,20 @@ sockets are behind `Link`; the loop's clock is the only time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 from cluster.descriptor import identify
 from cluster.errors import (
     ApiError,
     DeadlineExceeded,
-    EngineFailed,
     NoReadyReplica,
     Overloaded,
     PoisonRequest,
     RateLimited,
 )
-from cluster.flight import OUTCOMES, AttemptEnd, End, Flight
+from cluster.flight import AttemptEnd, End, Flight
 from cluster.frames import (
     Beat,
-    Cancel,
-    Condemn,
-    Ended,
     Failed,
     FromReplica,
     FromRouter,
@@ -40,9 +36,8 @@ from cluster.frames import (
 )
 from cluster.generation import RequestContext
 from cluster.link import Link
-from cluster.poison_rule import PoisonRule
+from cluster.migration import Migration
 from cluster.replica_peers import ReplicaPeers
-from cluster.retry_budget import RetryBudget
 from cluster.shard_links import ShardLinks
 from cluster.watchdog import LivedTime
 from engine.config import EngineInfo
@@ -62,9 +57,7 @@ class Dispatcher:
         self._shards = ShardLinks(self._time)
         self._peers = ReplicaPeers(self._time)
         self._flights: dict[str, Flight] = {}
-        self._known: dict[str, EngineInfo] = {}
-        self._poison = PoisonRule()
-        self._budget = RetryBudget(0.0)
+        self._migration = Migration(self._shards, self._peers, self._flights, self._ask)
 
     @property
     def num_in_flight(self) -> int:
@@ -82,19 +75,19 @@ class Dispatcher:
 
     def model_info(self, model: str) -> EngineInfo | None:
         """Facts of the model's engines; kept while all of its replicas are away, so that requests can wait."""
-        return self._known.get(model)
+        return self._peers.facts.get(model)
 
     async def stream(self, request: GenerateRequest, context: RequestContext) -> AsyncIterator[TokenChunk]:
         """See `Generator`. What `request.output_token_ids` holds is journalled already."""
         loop = asyncio.get_running_loop()
-        identity = identify(request, context, self._known.get(context.model))
+        identity = identify(request, context, self._peers.facts.get(context.model))
         flight = Flight(request, context, loop.time() + context.timeout_s, identity)
         timer = loop.call_at(flight.deadline, flight.expire)
         self._flights[request.request_id] = flight
-        self._budget.on_request()
+        self._migration.budget.on_request()
         finished = False
         try:
-            if not flight.finish_if_complete(self._known.get(context.model)):
+            if not flight.finish_if_complete(self._peers.facts.get(context.model)):
                 self._enqueue(flight)
             while not finished:
                 chunk = await flight.next_chunk()
@@ -107,22 +100,31 @@ class Dispatcher:
     def _forget(self, flight: Flight) -> None:
         """Free what the request still holds: its place in a queue or its work in a replica."""
         self._flights.pop(flight.request_id, None)
-        if flight.replica_id is not None:
-            self._end_attempt(flight, AttemptEnd(End.ABANDONED), finished=True)
-        elif flight.shard is not None:
+        if flight.shard is not None and flight.replica_id is None:
             self._shards.send(flight.shard, Withdraw(*flight.key))
-        self._poison.forget(flight.request_id)
-        self._try_suspects()
+        self._migration.forget(flight)
+
+    def end_all(self, error: ApiError) -> None:
+        """The gateway is to end: whoever still reads is told."""
+        for flight in self._flights.values():
+            flight.fail(error)
 
     # From the queue to a replica
+
+    def _ask(self, flight: Flight, at_once: bool) -> None:
+        """The flight needs a (next) place."""
+        if at_once:
+            self._enqueue(flight)
+        else:
+            self._enqueue_after_pause(flight)
 
     def _enqueue(self, flight: Flight, shard: int | None = None) -> None:
         """Ask a shard for a place: `shard`, if it is alive, else the one of the request's key."""
         flight.shard = None
-        if not self._poison.may_run(flight.request_id):
+        if not self._migration.may_run(flight):
             return
         if shard is None or not self._shards.is_alive(shard):
-            shard = self._shards.choose(flight.identity.shard_key)
+            shard = self._shards.choose(flight.identity.shard_key, self._peers.homes(flight.context.model))
         flight.shard = shard
         now = asyncio.get_running_loop().time()
         self._shards.send(shard, flight.descriptor(now, self._peers.unusable()))
@@ -178,97 +180,6 @@ class Dispatcher:
             kind = _REFUSALS.get(refusal.code, Overloaded)
             flight.fail(kind(refusal.message, None, refusal.retry_after_s))
 
-    # The end of an attempt
-
-    def _end_attempt(self, flight: Flight, how: AttemptEnd, finished: bool = False) -> None:
-        """The replica and the shard that granted it are told; nothing that is still said of this attempt counts."""
-        assert flight.replica_id is not None
-        context, (request_id, attempt) = flight.context, flight.key
-        ended = Ended(
-            request_id,
-            attempt,
-            context.model,
-            context.tenant,
-            flight.replica_id,
-            OUTCOMES[how.end],
-            flight.num_emitted,
-            flight.num_cached_tokens,
-            finished,
-        )
-        self._shards.send(flight.shard, ended)
-        self._peers.end(flight, None if how.end is End.FINISHED else Cancel(request_id, attempt))
-        flight.left_replica()
-
-    def _ended(self, ends: Iterable[tuple[Flight, AttemptEnd]]) -> None:
-        """What one event has ended: those that died with a replica are judged together."""
-        dead = []
-        for flight, how in ends:
-            if how.end is End.DIED:
-                dead.append((flight, how))
-            else:
-                self._ended_alone(flight, how)
-        if dead:
-            self._died(dead)
-
-    def _ended_alone(self, flight: Flight, how: AttemptEnd) -> None:
-        replica_id = flight.replica_id
-        assert replica_id is not None
-        self._end_attempt(flight, how, finished=how.end in (End.FINISHED, End.UNFIT))
-        if flight.is_over or how.end is End.FINISHED:
-            return
-        if how.end is End.UNFIT:
-            flight.fail(EngineFailed(how.why))
-            return
-        flight.shun(replica_id)
-        if how.end is End.FAULTY and not self._may_retry(flight):
-            flight.fail(EngineFailed(how.why))
-            return
-        self._migrate(flight, at_once=how.end is not End.REFUSED)
-
-    def _may_retry(self, flight: Flight) -> bool:
-        """A request that fails by itself is tried once elsewhere, if there is an elsewhere, and under the budget."""
-        flight.num_faults += 1
-        if flight.num_faults > 1 or not self._peers.others(flight.context.model, flight.avoid, flight.weights_revision):
-            return False
-        return self._budget.spend(asyncio.get_running_loop().time())
-
-    def _died(self, dead: list[tuple[Flight, AttemptEnd]]) -> None:
-        """Requests whose replica died under them."""
-        condemned = self._poison.on_death((flight.request_id, flight.num_emitted > 0) for flight, _ in dead)
-        for flight, how in dead:
-            replica_id = flight.replica_id
-            assert replica_id is not None
-            is_condemned = flight.request_id == condemned
-            self._end_attempt(flight, how, finished=is_condemned)
-            if flight.is_over:
-                continue
-            if is_condemned:
-                self._shards.send_all(Condemn(flight.identity.digest))
-                flight.fail(PoisonRequest(f"this request has ended several replicas; the last one: {how.why}"))
-                continue
-            flight.shun(replica_id)
-            flight.is_tried = False
-            self._migrate(flight)
-        self._try_suspects()
-
-    def _migrate(self, flight: Flight, at_once: bool = True) -> None:
-        """Go on elsewhere."""
-        if flight.finish_if_complete(self._known.get(flight.context.model)):
-            return
-        flight.next_attempt()
-        if at_once:
-            self._enqueue(flight)
-        else:
-            self._enqueue_after_pause(flight)
-
-    def _try_suspects(self) -> None:
-        """Let the next one run that may have killed its replica, if none does."""
-        suspect = self._poison.next_trial()
-        flight = None if suspect is None else self._flights.get(suspect)
-        if flight is not None:
-            flight.is_tried = True
-            self._enqueue(flight)
-
     # What the shards say
 
     def on_router(self, shard: int, link: Link) -> None:
@@ -295,7 +206,6 @@ class Dispatcher:
                 self._moved(shard, frame)
             case ReplicaUp():
                 self._peers.announce(shard, frame.replica)
-                self._known[frame.replica.model] = frame.replica.engine
             case ReplicaDown():
                 self._peers.retract(shard, frame.replica_id)
 
@@ -319,7 +229,7 @@ class Dispatcher:
                 flight = self._flights.get(frame.request_id)
                 if flight is not None and flight.key == (frame.request_id, frame.attempt) and flight.replica_id:
                     end = End.REFUSED if frame.retryable else End.UNFIT
-                    self._ended([(flight, AttemptEnd(end, frame.message))])
+                    self._migration.ended([(flight, AttemptEnd(end, frame.message))])
             case Beat():
                 if peer.watch.on_beat(frame) and peer.is_left:
                     self._peers.set_left(peer, False)
@@ -334,18 +244,16 @@ class Dispatcher:
                 continue
             end = flight.accept(chunk)
             if flight.is_tried and flight.num_emitted:
-                flight.is_tried = False
-                self._poison.forget(flight.request_id)
-                self._try_suspects()
+                self._migration.cleared(flight)
             if end is not None:
                 ends.append((flight, end))
         if ends:
-            self._ended(ends)
+            self._migration.ended(ends)
 
     def on_replica_lost(self, replica_id: str) -> None:
         """The connection is gone; what ran there goes on elsewhere."""
         how = AttemptEnd(End.DIED, "the replica that computed it was lost")
-        self._ended([(flight, how) for flight in self._peers.disconnect(replica_id)])
+        self._migration.ended([(flight, how) for flight in self._peers.disconnect(replica_id)])
 
     def _now_usable(self, replica_id: str) -> None:
         """It is (again) to be had, also for those that it failed by being away; who waits is told so."""
@@ -364,5 +272,5 @@ class Dispatcher:
         for _, why, peer in self._peers.accused():
             self._peers.set_left(peer, True)
             how = AttemptEnd(End.DIED, f"the replica that computed it {why}")
-            self._ended([(flight, how) for flight in list(peer.flights.values())])
+            self._migration.ended([(flight, how) for flight in list(peer.flights.values())])
         self._peers.close_hopeless()

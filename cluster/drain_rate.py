@@ -16,20 +16,21 @@ class DrainRate:
     def __init__(self) -> None:
         self._cost = 0.0  # taken, old work counting less
         self._seconds = 0.0  # backlogged, the same
-        self._passed_at: float | None = None  # None: there was no backlog
+        self._passed_at: float | None = None
+        self._is_backlogged = False
 
     def pass_time(self, is_backlogged: bool, now: float) -> None:
         """Call at each event, before what it changes, with what has been true since the last one."""
-        if self._passed_at is not None:
+        if is_backlogged and self._passed_at is not None:
             gap = max(0.0, now - self._passed_at)
             keep = 0.5 ** (gap / HALF_LIFE_S)
             self._cost *= keep
             self._seconds = keep * self._seconds + gap
-        self._passed_at = now if is_backlogged else None
+        self._passed_at, self._is_backlogged = now, is_backlogged
 
     def note(self, cost: int) -> None:
         """Work of this cost was taken from the queue."""
-        if self._passed_at is not None:
+        if self._is_backlogged:
             self._cost += cost
 
     @property
@@ -40,6 +41,8 @@ class DrainRate:
     def wait_s(self, cost: float) -> float | None:
         """How long work of this cost takes to leave; None: not known."""
         rate = self.per_s
+        if not cost:
+            return 0.0
         if rate is None:
             return None
         return cost / rate if rate > 0 else LONGEST_S

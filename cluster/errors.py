@@ -9,6 +9,7 @@
       Overloaded           503   server_is_overloaded: the queue is full
       NoReadyReplica       503   no_ready_replica
       StreamsUnavailable   503   streams_unavailable: no shard can be asked for copies of streams
+      GatewayClosing       503   the gateway is replaced; another one answers
       DeadlineExceeded     504   waited past its deadline; nothing was computed
       EngineFailed         500   the engine gave up on this request
       PoisonRequest        500   the request has killed two replicas, or its like has
@@ -73,6 +74,10 @@ class Overloaded(ApiError):
 
 class NoReadyReplica(ApiError):
     status, type, code = 503, "server_error", "no_ready_replica"
+
+
+class GatewayClosing(ApiError):
+    status, type, code = 503, "server_error", "gateway_closing"
 
 
 class DeadlineExceeded(ApiError):

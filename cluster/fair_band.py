@@ -43,6 +43,12 @@ class FairBand:
         self._clock = 0.0  # the counter last served
         self._num_arrived = 0
         self._num_active = 0
+        self._active_weight = 0.0
+
+    @property
+    def num_tenants(self) -> int:
+        """Remembered, idle ones included."""
+        return len(self._tenants)
 
     def push(self, entry: Waiting) -> None:
         self._num_arrived += 1
@@ -54,6 +60,7 @@ class FairBand:
         tenant = self._tenant(entry.tenant)
         if not tenant.num_waiting:
             self._num_active += 1
+            self._active_weight += tenant.weight
             tenant.counter = max(tenant.counter, self._clock)
         tenant.num_waiting += 1
         heapq.heappush(tenant.line, row)
@@ -85,6 +92,7 @@ class FairBand:
         _compact(tenant.line, tenant.num_waiting)
         if not tenant.num_waiting:
             self._num_active -= 1
+            self._active_weight = self._active_weight - tenant.weight if self._num_active else 0.0
             self._forget_idle()
 
     def served(self, entry: Waiting) -> None:
@@ -100,10 +108,11 @@ class FairBand:
 
     def share(self, name: str) -> float:
         """The part of the band's service that a tenant gets while those who wait now go on waiting. O(1)."""
-        weight = self._standings.get(name, _STANDARD).weight
         tenant = self._tenants.get(name)
-        num_others = self._num_active - (tenant is not None and tenant.num_waiting > 0)
-        return weight / (weight + num_others)
+        if tenant is not None and tenant.num_waiting:
+            return tenant.weight / self._active_weight
+        weight = self._standings.get(name, _STANDARD).weight
+        return weight / (weight + self._active_weight)
 
     def _tenant(self, name: str) -> Tenant:
         tenant = self._tenants.get(name)
@@ -140,6 +149,8 @@ class FairBand:
     def check_invariants(self) -> None:
         assert self._num_migrations == sum(row[2].waits_for_turn for row in self._migrations)
         assert self._num_active == sum(tenant.num_waiting > 0 for tenant in self._tenants.values())
+        weights = sum(tenant.weight for tenant in self._tenants.values() if tenant.num_waiting)
+        assert abs(self._active_weight - weights) < 1e-6 * (1 + weights)
         for name, tenant in self._tenants.items():
             live = [row for row in tenant.line if row[2].waits_for_turn]
             assert tenant.num_waiting == len(live), name

@@ -53,6 +53,7 @@ class ModelPool:
             self.num_refused += 1
             return [(gateway, refusal)]
         self._pass_time(now)
+        self.fleet.take_back(entry.key)  # asked again: the grant was lost on its way
         self.queue.push(entry)
         return self.dispatch(now)
 
@@ -81,20 +82,16 @@ class ModelPool:
         if entry.is_migration or asked.num_moves:
             return None
         wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(asked))
-        after_s = retry_after_s(wait_s, asked.request_id)
+        code, why = "server_is_overloaded", ""
         if self.queue.is_full(asked):
-            message = f"the queue of {self.model!r} is full; try again later"
-            return _refuse(asked, "server_is_overloaded", message, after_s)
-        if self.queue.is_over_share(asked):
-            if self.queue.has_others(asked.tenant):
-                message = f"your share of the queue of {self.model!r} is full; try again later"
-                return _refuse(asked, "rate_limit_exceeded", message, after_s)
-            message = f"the queue of {self.model!r} is nearly full; try again later"
-            return _refuse(asked, "server_is_overloaded", message, after_s)
-        if self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
-            message = f"the wait would be about {wait_s:.3g} s, the request's time is {asked.timeout_s:.3g} s"
-            return _refuse(asked, "server_is_overloaded", message, after_s)
-        return None
+            why = f"the queue of {self.model!r} is full; try again later"
+        elif self.queue.is_over_share(asked) and self.queue.has_others(asked.tenant):
+            code, why = "rate_limit_exceeded", f"your share of the queue of {self.model!r} is full; try again later"
+        elif self.queue.is_over_share(asked):
+            why = f"the queue of {self.model!r} is nearly full; try again later"
+        elif self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
+            why = f"the wait would be about {wait_s:.3g} s, the request's time is {asked.timeout_s:.3g} s"
+        return _refuse(asked, code, why, retry_after_s(wait_s, asked.request_id)) if why else None
 
     def withdraw(self, key: Key, now: float) -> Outbox | None:
         """Out of the queue, or an unused grant comes back; None if the request is not here."""
@@ -113,15 +110,11 @@ class ModelPool:
 
     def _forget(self, key: Key) -> Waiting | None:
         """Take a request out of the queue without its having run."""
-        entry = self._take_out(key)
-        if entry is not None and entry.had_turn:
-            self._give_back(key[0])
-        return entry
-
-    def _take_out(self, key: Key) -> Waiting | None:
         entry = self.queue.remove(key)
         if entry is not None:
             self._unhold(entry)
+            if entry.had_turn:
+                self._give_back(key[0])
         return entry
 
     def _give_back(self, request_id: str) -> None:
@@ -131,6 +124,7 @@ class ModelPool:
 
     def ended(self, ended: Ended, now: float) -> Outbox:
         """An attempt is over: its breaker, what it cost, and what it teaches."""
+        self._pass_time(now)
         key = (ended.request_id, ended.attempt)
         settled = self.ledger.settle(ended)
         if settled is not None:
@@ -286,7 +280,7 @@ class ModelPool:
     def spare(self, shard: int, num_shards: int) -> Spare | None:
         """What each other shard may send here, when nothing waits here and some replica has credit."""
         slots, blocks = self.fleet.spare
-        if len(self.queue) or not slots or num_shards < 2:
+        if self.queue.peek() is not None or self._reserved or not slots or num_shards < 2:
             return None
         block_size = next(iter(self.fleet.replicas.values())).info.engine.block_size
         peers = num_shards - 1

@@ -1,9 +1,13 @@
 """ReplicaPeers: what a gateway knows of each replica: who announces it, whether it is connected, what runs there."""
 
+from collections import Counter
+from collections.abc import Collection
+
 from cluster.flight import Flight
 from cluster.frames import Frame, ReplicaInfo
 from cluster.link import Link
 from cluster.watchdog import HOPELESS_S, LivedTime, ReplicaWatch
+from engine.config import EngineInfo
 
 
 class ReplicaPeer:
@@ -30,18 +34,29 @@ class ReplicaPeers:
         self._time = time
         self.announced: dict[str, ReplicaInfo] = {}
         self.connected: dict[str, ReplicaPeer] = {}
+        self.facts: dict[str, EngineInfo] = {}  #: of each model's engines, as last announced
         self._announcers: dict[str, set[int]] = {}
+        self._homes: dict[str, Counter[int]] = {}  #: by model: how many replicas each shard announces
         self._unusable: list[str] | None = None  #: None: to be found out anew
 
     def announce(self, shard: int, replica: ReplicaInfo) -> None:
         self.announced[replica.replica_id] = replica
-        self._announcers.setdefault(replica.replica_id, set()).add(shard)
+        self.facts[replica.model] = replica.engine
+        announcers = self._announcers.setdefault(replica.replica_id, set())
+        if shard not in announcers:
+            announcers.add(shard)
+            self._homes.setdefault(replica.model, Counter())[shard] += 1
         self._unusable = None
 
     def retract(self, shard: int, replica_id: str) -> None:
         """This shard has lost it; it stays known while another shard announces it."""
         announcers = self._announcers.get(replica_id, set())
-        announcers.discard(shard)
+        if shard in announcers:
+            announcers.discard(shard)
+            homes = self._homes[self.announced[replica_id].model]
+            homes[shard] -= 1
+            if not homes[shard]:
+                del homes[shard]
         if not announcers:
             self._announcers.pop(replica_id, None)
             self.announced.pop(replica_id, None)
@@ -51,6 +66,10 @@ class ReplicaPeers:
         """The shard's connection is gone; it will say again what it knows."""
         for replica_id in [replica_id for replica_id, shards in self._announcers.items() if shard in shards]:
             self.retract(shard, replica_id)
+
+    def homes(self, model: str) -> Collection[int]:
+        """The shards that have replicas of the model."""
+        return self._homes.get(model, ())
 
     def connect(self, replica_id: str, link: Link) -> None:
         self.connected[replica_id] = ReplicaPeer(link, self._time)

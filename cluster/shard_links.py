@@ -3,6 +3,8 @@
 A shard is alive while its connection is open and it is not silent. It is watched from its first `Pulse` on.
 """
 
+from collections.abc import Collection
+
 from cluster.frames import Frame, FromRouter, Pulse
 from cluster.link import Link
 from cluster.shard_choice import choose_shard
@@ -28,9 +30,10 @@ class ShardLinks:
             known.pop(shard, None)
         self._silent.discard(shard)
 
-    def choose(self, key: bytes) -> int | None:
-        """The shard for requests of this key; None while no shard is alive."""
-        return choose_shard(key, self.alive())
+    def choose(self, key: bytes, homes: Collection[int]) -> int | None:
+        """The shard for requests of this key, one with replicas (`homes`) if there is; None while no shard is alive."""
+        alive = self.alive()
+        return choose_shard(key, [shard for shard in alive if shard in homes] or alive)
 
     def alive(self) -> set[int]:
         return self._links.keys() - self._silent

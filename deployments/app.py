@@ -20,11 +20,15 @@ from deployments.replica_deployment import ReplicaDeployment
 APP_NAME = "manta"
 #: Serve counts only what passes its own handles and proxies; the real bound is the router's queue.
 _MAX_ONGOING = 100_000
-#: A dead process is found by the next look at its health.
+#: Over what a leave takes: past it Serve kills.
+_STOP_MARGIN_S = 15.0
+#: A dead process is found by the next look at its health, a frozen one by three that time out. The look waits for the
+#: event loop alone, never for the engine. Serve's shutdown begins with one wait loop, and admission is to stop at once.
 _SERVE_SETTINGS: dict[str, Any] = {
     "max_ongoing_requests": _MAX_ONGOING,
     "health_check_period_s": 1.0,
-    "graceful_shutdown_timeout_s": 10.0,
+    "health_check_timeout_s": 5.0,
+    "graceful_shutdown_wait_loop_s": 0.1,
 }
 
 
@@ -45,22 +49,34 @@ def build_app(config: MantaConfig) -> Application:
     gateway = serve.deployment(**_SERVE_SETTINGS)(GatewayDeployment)
     engines = [
         replica.options(
-            name=f"engine-{model.served_name}", num_replicas=model.replicas, ray_actor_options=_resources(model)
+            name=f"engine-{model.served_name}",
+            num_replicas=model.replicas,
+            ray_actor_options=_resources(model),
+            graceful_shutdown_timeout_s=max(model.drain_s, model.grace_s) + _STOP_MARGIN_S,
+            max_surge_percent=0 if _uses_gpu(model) else 1,  # one more at a time, where memory and CPUs allow it
         ).bind(encoded, model.served_name)
         for model in config.models
     ]
-    named = gateway.options(name="gateway", num_replicas=config.gateway.replicas, ray_actor_options={"num_cpus": 0})
+    named = gateway.options(
+        name="gateway",
+        num_replicas=config.gateway.replicas,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=max(config.gateway.drain_s, config.gateway.request_timeout_s) + _STOP_MARGIN_S,
+        max_surge_percent=100,
+    )
     return named.bind(encoded, *engines)
 
 
 def _resources(model: ModelConfig) -> dict[str, Any]:
     """A GPU where the engine uses one; else a share of a CPU that lets all replicas of a small host be placed."""
-    if model.is_chain:
-        return {"num_cpus": 0.01}
-    device = model.engine.device
-    if device.startswith("cuda") or (device == "auto" and _has_gpus()):
+    if _uses_gpu(model):
         return {"num_gpus": 1, "num_cpus": 1}
-    return {"num_cpus": 0.5}
+    return {"num_cpus": 0.01 if model.is_chain else 0.5}
+
+
+def _uses_gpu(model: ModelConfig) -> bool:
+    device = model.engine.device
+    return not model.is_chain and (device.startswith("cuda") or (device == "auto" and _has_gpus()))
 
 
 def _has_gpus() -> bool:

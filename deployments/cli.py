@@ -10,6 +10,8 @@ from engine.errors import MantaError
 _COMMANDS = {
     "serve": ("deployments.commands.serve", "serve a model over HTTP until Ctrl-C"),
     "status": ("deployments.commands.status", "show router shards, replicas, ranks, load and KV use of a running app"),
+    "drain": ("deployments.commands.drain", "take a replica out without anybody noticing"),
+    "deploy": ("deployments.commands.deploy", "give a running app a new configuration while it serves"),
     "chat": ("deployments.commands.chat_client", "talk to a served model in the terminal"),
     "bench": ("deployments.commands.bench", "put load on a server and show what its clients saw"),
     "simulate": ("deployments.commands.simulate", "run router and scheduler on simulated load, replicas and time"),

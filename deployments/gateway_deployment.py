@@ -4,13 +4,12 @@ and the Python handle API. All three enter by the same code path.
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
-import uvicorn
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,13 +20,16 @@ from cluster.config import Edge, MantaConfig, ModelConfig
 from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
-from cluster.gateway.http_listener import listener_settings
 from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.gateway_links import GatewayLinks
-from deployments.router_actor import router_shard
+from deployments.http_door import HttpDoor
+from deployments.leave import Leave
+from deployments.router_actor import join_router
 from deployments.router_link import RouterLink
-from deployments.router_shard import RouterAddress
+from deployments.router_store import cluster_secret, publish_router_config
+from deployments.take_leave import drain_gateway
+from deployments.termination import on_sigterm
 
 logger = logging.getLogger("manta.gateway")
 
@@ -49,24 +51,23 @@ class GatewayDeployment:
     async def __init__(self, config: str, *engines: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = msgspec.json.decode(config, type=MantaConfig)
         name = serve.get_replica_context().replica_id.unique_id
-        router = router_shard(self._config.router)
-        address: RouterAddress = await router.join.remote()
-        dispatcher = Dispatcher(name)
-        copies = StreamCopies(self._config.gateway.resume_s, num_shards=1)
-        links = GatewayLinks(dispatcher, copies, address.secret)
-        self._router = RouterLink(lambda: router.join.remote(), FromRouter, ("gateway", name), links.shard_peer(0))
+        publish_router_config(self._config.router)
+        self._dispatcher = Dispatcher(name)
+        num_shards = self._config.router.shards
+        copies = StreamCopies(self._config.gateway.resume_s, num_shards)
+        self._links = GatewayLinks(self._dispatcher, copies, cluster_secret())
+        self._routers = [
+            RouterLink(partial(join_router, shard), FromRouter, ("gateway", name), self._links.shard_peer(shard))
+            for shard in range(num_shards)
+        ]
         models = await asyncio.to_thread(_load_models, self._config)
-        self._app = build_gateway(models, dispatcher, self._config.gateway, copies=copies)
-        self._api = HandleApi(models, dispatcher, self._config.gateway)
-        self._listener: asyncio.Task[None] | None = None
-        if _edge(self._config) is Edge.DIRECT:
-            self._listen()
-
-    def _listen(self) -> None:
+        self._app = build_gateway(models, self._dispatcher, self._config.gateway, copies=copies)
+        self._api = HandleApi(models, self._dispatcher, self._config.gateway)
         gateway = self._config.gateway
-        listening = _listening_socket(gateway.host, gateway.port)
-        settings = listener_settings(self._app, timeout_graceful_shutdown=5)
-        self._listener = asyncio.create_task(uvicorn.Server(settings).serve(sockets=[listening]))
+        self._door = HttpDoor(self._app, gateway.host, gateway.port) if _edge(self._config) is Edge.DIRECT else None
+        self._leave = Leave(partial(drain_gateway, self._dispatcher, self._door, gateway.drain_s))
+        loop = asyncio.get_running_loop()
+        on_sigterm(lambda: loop.call_soon_threadsafe(self._leave.begin))
 
     async def __call__(self, request: Request) -> Response:
         return _Forward(self._app)
@@ -92,9 +93,17 @@ class GatewayDeployment:
                 yield piece
 
     def check_health(self) -> None:
-        """A listener that has ended is a dead gateway."""
-        if self._listener is not None and self._listener.done():
+        """A listener that has ended is a dead gateway; one that leaves is to be replaced."""
+        if self._leave.has_begun:
+            raise RuntimeError("the gateway drains")
+        if self._door is not None and self._door.has_ended:
             raise RuntimeError("the HTTP listener has ended")
+
+    async def __del__(self) -> None:
+        """Serve calls it when the gateway is to stop and its own handles' requests are done, and waits."""
+        leave = getattr(self, "_leave", None)
+        if leave is not None:
+            await leave.wait()
 
 
 def _load_models(config: MantaConfig) -> dict[str, ServedModel]:
@@ -113,15 +122,3 @@ def _edge(config: MantaConfig) -> Edge:
     if config.gateway.edge is not Edge.AUTO:
         return config.gateway.edge
     return Edge.PROXY if serve.status().proxies else Edge.DIRECT
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    """Shared by the gateways of a host: the kernel deals connections out (SO_REUSEPORT)."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listening.bind(address)
-    listening.listen(2048)
-    listening.setblocking(False)
-    return listening

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -12,11 +13,17 @@ import ray
 from ray import serve
 
 from cluster.config import MantaConfig
-from cluster.frames import FromRouter, ReplicaInfo
+from cluster.engine_watch import EngineWatch
+from cluster.frames import ReplicaInfo
+from cluster.home_shard import preferred_shard
+from cluster.replica_drain import ReplicaDrain
+from deployments.leave import Leave
+from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import ReplicaServer
-from deployments.router_actor import router_shard
-from deployments.router_link import RouterLink
-from deployments.router_shard import RouterAddress
+from deployments.router_actor import find_stayers, join_router, router_shard
+from deployments.router_store import cluster_secret, publish_router_config
+from deployments.take_leave import drain_replica
+from deployments.termination import on_sigterm
 from engine.chain_startup import start_chain_engine
 from engine.config import EngineInfo
 from engine.core import EngineCore
@@ -36,18 +43,26 @@ class ReplicaDeployment:
     async def __init__(self, config: str, model: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = msgspec.json.decode(config, type=MantaConfig)
         self._model = self._config.model(model)
-        self._replica_id = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        self._replica_id = context.replica_id.unique_id
+        self._rank: int = context.rank.rank if context.rank is not None else 0
+        self._rank_on_host: int = context.rank.local_rank if context.rank is not None else 0
         self._dead: EngineDead | None = None
+        self._watch = EngineWatch()
         self._loop = asyncio.get_running_loop()
-        self._router = router_shard(self._config.router)
-        address: RouterAddress = await self._router.join.remote()
+        publish_router_config(self._config.router)
         core, info = await _in_passing_thread(self._start_engine)
         self._engine = EngineLoop(core, on_step=self._on_step, on_dead=self._on_dead)
-        self._server = ReplicaServer(self._engine, address.secret)
+        self._server = ReplicaServer(self._engine, cluster_secret())
         host = ray.util.get_node_ip_address()
         port = await self._server.listen(host)
-        hello = ("replica", self._replica_id)
-        self._link = RouterLink(lambda: self._router.join.remote(), FromRouter, hello, self._server)
+        self._weights_revision = info.weights_revision
+        self._leave = Leave(self._drain)
+        num_shards = self._config.router.shards
+        home = preferred_shard(self._rank, self._model.replicas, num_shards)
+        finds = [partial(join_router, shard) for shard in range(num_shards)]
+        self._links = ReplicaLinks(self._replica_id, self._server, finds, home, self._leave.begin)
+        on_sigterm(lambda: self._loop.call_soon_threadsafe(self._leave.begin))
         me = ReplicaInfo(self._replica_id, model, host, port, [os.getpid()], os.uname().nodename, info)
         self._server.announce(me, core.scheduler.load())
         self._engine.start()
@@ -58,7 +73,7 @@ class ReplicaDeployment:
         wait_briefly()  # before torch brings OpenMP
         from engine.startup import start_engine  # imports torch, which the process that builds the app never needs
 
-        note = self._router.note_phase.remote
+        note = router_shard(0).note_phase.remote
         return start_engine(
             self._model.location,
             self._model.engine,
@@ -75,10 +90,17 @@ class ReplicaDeployment:
                 break
             before += model.replicas
         total = sum(model.replicas for model in self._config.models)
-        rank = serve.get_replica_context().rank
-        index = before + (rank.local_rank if rank is not None else 0)
         shares = share_cores(read_host_cores(), total)
-        return shares[index % total]
+        return shares[(before + self._rank_on_host) % total]
+
+    async def _drain(self) -> None:
+        drain = ReplicaDrain(self._loop.time(), self._model.drain_s, self._model.grace_s)
+        await drain_replica(self._server, self._engine, drain, self._has_others)
+
+    async def _has_others(self) -> bool:
+        """Whether another replica has these weights and stays."""
+        found = await find_stayers(self._config.router.shards, self._model.served_name, self._weights_revision)
+        return bool(found - {self._replica_id})
 
     def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
         self._loop.call_soon_threadsafe(self._server.on_step, chunks, load)
@@ -88,14 +110,19 @@ class ReplicaDeployment:
         self._dead = error
 
     def check_health(self) -> None:
-        """Serve replaces the replica when its engine has stopped; being busy is no reason."""
+        """Serve replaces the replica when its engine has stopped or is stuck, or it leaves; being busy is no reason."""
         if self._dead is not None:
             raise self._dead
+        if self._leave.has_begun:
+            raise RuntimeError("the replica drains")
+        if self._watch.is_stuck(*self._engine.progress(), now=self._loop.time()):
+            raise RuntimeError("the engine is busy and does not move")
 
-    def __del__(self) -> None:
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            engine.close()
+    async def __del__(self) -> None:
+        """Serve calls it when the replica is to stop, and waits."""
+        leave = getattr(self, "_leave", None)
+        if leave is not None:
+            await leave.wait()
 
 
 async def _in_passing_thread(work: Callable[[], T]) -> T:

@@ -72,6 +72,16 @@ class ReplicaServer:
         if self._router is not None:
             self.on_router(self._router)
 
+    @property
+    def num_requests(self) -> int:
+        """Submitted here and not at their end."""
+        return len(self._owners)
+
+    async def close_gently(self, timeout_s: float) -> None:
+        """Close once what was sent has left."""
+        self.close()
+        await self._server.wait_closed(timeout_s)
+
     def close(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.cancel()
@@ -143,9 +153,6 @@ class ReplicaServer:
         self._is_leaving = True
         if self._router is not None:
             self._router.send(Leave())
-
-    def on_router_frame(self, frame: Any) -> None:
-        """The router says nothing to replicas."""
 
     def on_router_lost(self) -> None:
         self._router = None

@@ -1,19 +1,28 @@
-"""RouterLink: keeps one connection to a router shard, for a gateway or a replica, through restarts of the actor."""
+"""RouterLink: keeps one connection to a router shard, through restarts of the actor."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deployments.router_shard import RouterAddress
 from deployments.transport import FrameConnection, connect
 
 RETRY_S = 0.2
 logger = logging.getLogger("manta.router_link")
 
 
+@dataclass(frozen=True, slots=True)
+class RouterAddress:
+    """How to reach a router shard, and with which secret."""
+
+    host: str
+    port: int
+    secret: bytes
+
+
 class RouterPeer(Protocol):
-    """What a gateway or a replica does with its router connection."""
+    """What a gateway, a replica or another shard does with its connection to a router shard."""
 
     def on_router(self, connection: FrameConnection) -> None: ...
 
@@ -53,6 +62,11 @@ class RouterLink:
             self._peer.on_router(self._connection)
             await self._lost.wait()
             self._peer.on_router_lost()
+
+    def drop(self) -> None:
+        """End this connection, for a new one."""
+        if self._connection is not None:
+            self._connection.close()
 
     def close(self) -> None:
         self._task.cancel()

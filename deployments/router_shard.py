@@ -1,39 +1,39 @@
 """RouterShard: the sockets and the clock around one `cluster.router.Router`, in any event loop."""
 
 import asyncio
+import itertools
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from cluster.config import RouterConfig
 from cluster.frames import (
     Announce,
+    Condemn,
+    Ended,
     Enqueue,
     Fetch,
+    Frame,
     Hello,
     Journal,
     Keep,
+    Leave,
+    Pulse,
     Release,
     ReplicaInfo,
     Report,
+    Spare,
     ToRouter,
     Withdraw,
 )
 from cluster.journal_store import JournalStore
 from cluster.router import Outbox, Router
 from cluster.routing.policy import policy_of
+from deployments.router_link import RouterAddress, RouterLink
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
 
-TICK_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class RouterAddress:
-    """How to reach a router shard, and with which secret."""
-
-    host: str
-    port: int
-    secret: bytes
+TICK_S = 0.125
+TICKS_PER_PULSE = 2
 
 
 class _GatewayPeer:
@@ -47,10 +47,15 @@ class _GatewayPeer:
                 self._shard.post(router.on_enqueue(self._name, frame, now))
             case Withdraw():
                 self._shard.post(router.on_withdraw(frame, now))
+            case Ended():
+                self._shard.post(router.on_ended(frame, now))
+            case Condemn():
+                self._shard.post(router.on_condemn(frame, now))
             case Keep() | Journal() | Release() | Fetch():
                 self._shard.post(self._shard.streams.on_frame(self._name, frame, now))
 
     def on_lost(self) -> None:
+        self._shard.listeners.discard(self._connection)
         if self._shard.gateways.get(self._name) is self._connection:  # else it has connected anew meanwhile
             del self._shard.gateways[self._name]
             self._shard.router.on_gateway_lost(self._name)
@@ -58,8 +63,10 @@ class _GatewayPeer:
 
 
 class _ReplicaPeer:
-    def __init__(self, shard: "RouterShard") -> None:
-        self._shard = shard
+    """A replica that is linked; the shard counts it as its own once it has announced itself."""
+
+    def __init__(self, shard: "RouterShard", connection: FrameConnection) -> None:
+        self._shard, self._connection = shard, connection
         self._info: ReplicaInfo | None = None
 
     def on_frame(self, frame: Any) -> None:
@@ -67,25 +74,53 @@ class _ReplicaPeer:
         match frame:
             case Announce():
                 self._info = frame.replica
-                self._shard.replicas[frame.replica.replica_id] = self
+                self._shard.replicas[frame.replica.replica_id] = self._connection
                 self._shard.post(router.on_announce(frame, now))
             case Report() if self._info is not None:
                 self._shard.post(router.on_report(self._info, frame, now))
+            case Leave() if self._info is not None:
+                self._shard.post(router.on_leave(self._info, now))
 
     def on_lost(self) -> None:
-        if self._info is not None and self._shard.replicas.get(self._info.replica_id) is self:
+        self._shard.listeners.discard(self._connection)
+        if self._info is not None and self._shard.replicas.get(self._info.replica_id) is self._connection:
             del self._shard.replicas[self._info.replica_id]
             self._shard.post(self._shard.router.on_replica_lost(self._info))
 
 
-class RouterShard:
-    """Listens for gateways and replicas, and posts what the router decides."""
+class _OtherShard:
+    """Another shard, whichever of the two has dialled."""
 
-    def __init__(self, config: RouterConfig, secret: bytes) -> None:
-        self.router = Router(config, policy_of(config))
+    def __init__(self, shard: "RouterShard", number: int) -> None:
+        self._shard, self._number = shard, number
+        self._connection: FrameConnection | None = None
+
+    def on_router(self, connection: FrameConnection) -> None:
+        self._shard.others[self._number] = self._connection = connection
+
+    def on_frame(self, frame: Any) -> None:
+        if isinstance(frame, Spare):
+            self._shard.post(self._shard.router.on_spare(frame, time.monotonic()))
+
+    def on_lost(self) -> None:
+        if self._shard.others.get(self._number) is self._connection:
+            del self._shard.others[self._number]
+
+    on_router_frame, on_router_lost = on_frame, on_lost
+
+
+class RouterShard:
+    """Shard `number`: listens for gateways, replicas and the shards after it, and posts what the router decides."""
+
+    def __init__(self, config: RouterConfig, secret: bytes, number: int = 0) -> None:
+        self.router = Router(config, policy_of(config), number)
+        self.number = number
         self.streams = JournalStore(config.max_resume_bytes)
         self.gateways: dict[str, FrameConnection] = {}
-        self.replicas: dict[str, _ReplicaPeer] = {}
+        self.replicas: dict[str, FrameConnection] = {}
+        self.others: dict[int, FrameConnection] = {}
+        self.listeners: set[FrameConnection] = set()  #: who hears the pulse
+        self._links: list[RouterLink] = []
         self._server = FrameServer(ToRouter, secret, self._accept)
         self._ticker: asyncio.Task[None] | None = None
 
@@ -95,14 +130,33 @@ class RouterShard:
         self._ticker = asyncio.create_task(self._tick())
         return port
 
+    def join(self, number: int, find: Callable[[], Awaitable[RouterAddress]]) -> None:
+        """Stay connected to an earlier shard; `find` tells where it listens."""
+        self._links.append(RouterLink(find, ToRouter, ("router", str(self.number)), _OtherShard(self, number)))
+
     def close(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
+        for link in self._links:
+            link.close()
         self._server.close()
 
+    def drain(self, replica_id: str) -> bool:
+        """Ask a replica to take its leave; False if it is not announced here."""
+        order, connection = self.router.drain(replica_id), self.replicas.get(replica_id)
+        if order is None or connection is None:
+            return False
+        connection.send(order)
+        return True
+
     def _accept(self, hello: Hello, connection: FrameConnection) -> FrameHandler:
+        if hello.role == "router":
+            other = _OtherShard(self, int(hello.name))
+            other.on_router(connection)
+            return other
+        self.listeners.add(connection)
         if hello.role == "replica":
-            return _ReplicaPeer(self)
+            return _ReplicaPeer(self, connection)
         self.gateways[hello.name] = connection
         self.post(self.router.on_gateway(hello.name))
         return _GatewayPeer(self, hello.name, connection)
@@ -114,7 +168,17 @@ class RouterShard:
                 connection.send(message)
 
     async def _tick(self) -> None:
-        while True:
+        for count in itertools.count():
             await asyncio.sleep(TICK_S)
             self.post(self.router.on_tick(time.monotonic()))
             self.streams.on_tick(time.monotonic())
+            if self.others:
+                for spare in self.router.spare():
+                    _send_all(self.others.values(), spare)
+            if count % TICKS_PER_PULSE == 0:
+                _send_all(self.listeners, Pulse())
+
+
+def _send_all(connections: Iterable[FrameConnection], frame: Frame) -> None:
+    for connection in connections:
+        connection.send(frame)

@@ -125,6 +125,12 @@ class FrameServer:
         for connection in list(self.connections):
             connection.close()
 
+    async def wait_closed(self, timeout_s: float) -> None:
+        """After `close`: until all that was sent has left, or for so long."""
+        until = asyncio.get_running_loop().time() + timeout_s
+        while self.connections and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110 - ends by itself
+            await asyncio.sleep(0.01)
+
 
 class _Dialled(FrameConnection):
     """The dialling side: answers the challenge; `ready` is done once it has."""

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from engine.attention import PagedStep
+from engine.decoder_trial import fuse_decoder
 from engine.kernels.argmax import NOT_FINITE, select_best_tokens
 from engine.kernels.attention_backend import AttentionBackend, select_attention
+from engine.kernels.decoder import MAX_ROWS
 from engine.kernels.draw import select_draw
 from engine.kernels.library import Kernels
 from engine.kernels.metadata import AttentionMetadata
@@ -42,6 +44,7 @@ class ModelRunner:
         self.progress = StepProgress()
         self._model = model
         self._cache = cache
+        self._decoder = fuse_decoder(model, cache, kernels, self.progress)
         head_dims = {layer.head_dim for layer in model.layers}
         self._backend: AttentionBackend = select_attention(kernels, model.device, model.dtype, head_dims)
         self._sequences = SequenceTable(
@@ -113,12 +116,11 @@ class ModelRunner:
         )
         if keep is not None and not len(keep):
             keep = np.zeros(1, dtype=np.int64)  # unfinished prompts only: one row keeps the output layer's shapes usual
-        return self._model.forward(
-            torch.from_numpy(batch.input_ids).to(device),
-            torch.from_numpy(batch.positions).to(device),
-            step,
-            None if keep is None else torch.from_numpy(keep).to(device),
-        )
+        ids, positions = torch.from_numpy(batch.input_ids).to(device), torch.from_numpy(batch.positions).to(device)
+        kept = None if keep is None else torch.from_numpy(keep).to(device)
+        if self._decoder is not None and batch.num_tokens <= MAX_ROWS:
+            return self._decoder.forward(ids, positions, step.metadata, step.slot_mapping, kept)
+        return self._model.forward(ids, positions, step, kept)
 
     def _sample(self, logits: torch.Tensor, rows: IntArray) -> Sampled:
         if not len(rows):

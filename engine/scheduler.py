@@ -40,6 +40,7 @@ class Totals(msgspec.Struct):
     prompt_tokens: int = 0
     output_tokens: int = 0
     accepted: int = 0
+    recomputed_tokens: int = 0
 
 
 class Scheduler:
@@ -58,6 +59,7 @@ class Scheduler:
         self._dropped_ids: list[int] = []  # what the ranks must forget with the next plan
         self._in_flight: StepPlan | None = None  # scheduled, its result not yet seen
         self._num_uncomputed = 0  # over waiting and running
+        self._num_remaining = 0  # output tokens allowed and not yet sampled, over waiting and running
         self._num_blocks_wanted = 0  # by waiting sequences, for their known tokens
         self._totals = Totals()
 
@@ -102,6 +104,7 @@ class Scheduler:
             sequence.prompt_logprobs = [None]
         self._by_request[request.request_id] = sequence
         self._num_uncomputed += sequence.num_tokens
+        self._num_remaining += sequence.num_remaining_tokens
         self._wait(sequence, now)
         return chunks
 
@@ -230,6 +233,8 @@ class Scheduler:
                 self._end(sequence, trusted=False)
                 chunks.append(self._last_chunk(sequence, FinishReason.ERROR, token.error))
                 continue
+            again = sequence.num_lost_tokens - sequence.num_computed_tokens
+            self._totals.recomputed_tokens += max(0, min(item.num_tokens, again))
             sequence.num_computed_tokens += item.num_tokens
             self._num_uncomputed -= item.num_tokens
             self._kv.register_computed(sequence)
@@ -245,6 +250,7 @@ class Scheduler:
         index = sequence.num_output_tokens
         sequence.token_ids.append(token.token_id)
         self._num_uncomputed += 1
+        self._num_remaining -= 1
         self._totals.output_tokens += 1
         finish = None
         if token.token_id in sequence.ending_token_ids:  # never sampled below `min_tokens`
@@ -290,6 +296,7 @@ class Scheduler:
         self._totals.preemptions += 1
         self._leave_running(sequence)
         self._num_uncomputed += sequence.num_computed_tokens
+        sequence.num_lost_tokens = max(sequence.num_lost_tokens, sequence.num_computed_tokens)
         self._kv.free(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.was_preempted = True
@@ -306,6 +313,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, trusted: bool = True) -> None:
         """Forget a sequence and take its blocks; if not `trusted`, their contents must not be shared."""
         self._num_uncomputed -= sequence.num_uncomputed_tokens
+        self._num_remaining -= sequence.num_remaining_tokens
         if sequence.status is SequenceStatus.RUNNING:
             self._leave_running(sequence)
             self._kv.free(sequence, trusted)
@@ -346,6 +354,8 @@ class Scheduler:
             totals.cached_tokens,
             totals.prompt_tokens,
             totals.output_tokens,
+            self._num_remaining,
+            totals.recomputed_tokens,
         )
 
     def check_invariants(self) -> None:
@@ -363,4 +373,5 @@ class Scheduler:
         assert len(running) <= self._info.max_num_seqs
         assert len(running) <= self._config.max_batched_tokens, "not every running sequence fits into a step"
         assert self._num_uncomputed == sum(s.num_uncomputed_tokens for s in everyone)
+        assert self._num_remaining == sum(s.num_remaining_tokens for s in everyone)
         assert self._num_blocks_wanted == sum(self._kv.num_blocks_for(s.num_tokens) for s in waiting)

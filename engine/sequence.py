@@ -33,6 +33,7 @@ class Sequence:
     num_registered_blocks: int = 0  #: leading blocks that the prefix cache knows
     frontier_hash: bytes | None = None  #: of the full block being computed next, as noted in the KV cache manager
     was_preempted: bool = False
+    num_lost_tokens: int = 0  #: leading positions that were computed before it was preempted
     num_cached_tokens: int = 0  #: prompt tokens found in the prefix cache when first admitted
     prompt_logprobs: list[TokenLogprobs | None] | None = None  #: gathered until the first chunk
 
@@ -55,6 +56,11 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens known and not computed: one while decoding."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Most tokens still to be sampled."""
+        return self.request.sampling.max_tokens - self.num_output_tokens
 
     @property
     def wants_prompt_logprobs(self) -> bool:

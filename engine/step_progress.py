@@ -4,6 +4,7 @@ The executor ticks it at least twice a layer; a watchdog in another thread reads
 a reader that sees an old value sees the new one next time.
 """
 
+import ctypes
 import time
 from typing import NamedTuple
 
@@ -22,25 +23,31 @@ class EngineProgress(NamedTuple):
 class StepProgress:
     """Counts ticks, and keeps the longest time between two of one step."""
 
-    __slots__ = ("_last", "count", "longest_gap_s")
+    __slots__ = ("_last", "_ticks", "kernel_ticks", "longest_gap_s")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.kernel_ticks = ctypes.c_int64()  #: where a kernel that computes many layers at once counts them itself
         self.longest_gap_s = 0.0
+        self._ticks = 0
         self._last = 0.0
 
     def begin_step(self) -> None:
         """What has passed since the last tick was no computation."""
         self._last = time.perf_counter()
-        self.count += 1
+        self._ticks += 1
 
     def tick(self) -> None:
         """A part of the step is done."""
         now = time.perf_counter()
         gap, self._last = now - self._last, now
-        self.count += 1
+        self._ticks += 1
         if gap > self.longest_gap_s:
             self.longest_gap_s = min(gap, _MAX_GAP_S)
+
+    @property
+    def count(self) -> int:
+        """All ticks so far."""
+        return self._ticks + self.kernel_ticks.value
 
     @property
     def patience_s(self) -> float:

@@ -17,9 +17,10 @@ from cluster.gateway.http_listener import listener_settings
 from cluster.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
+from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterLink
-from deployments.router_shard import RouterAddress, RouterShard
+from deployments.router_link import RouterAddress, RouterLink
+from deployments.router_shard import RouterShard
 from engine.chain_executor import ChainExecutor
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
@@ -76,11 +77,11 @@ async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
     )
     server = ReplicaServer(engine, SECRET)
     await server.listen(HOST, ports["replica"])
-    link = RouterLink(lambda: _address(ports), FromRouter, ("replica", "r0"), server)
+    links = ReplicaLinks("r0", server, [lambda: _address(ports)], 0, lambda: None)
     engine.start()
     server.announce(ReplicaInfo("r0", MODEL, HOST, ports["replica"], [0], "bench", info), core.scheduler.load())
     await asyncio.Event().wait()
-    link.close()
+    links.close()
 
 
 async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:

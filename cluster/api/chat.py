@@ -64,7 +64,7 @@ class Chat:
         return ChatCall(
             origin=origin,
             model=model,
-            context=self._serving.context(model, principal),
+            context=self._serving.context(model, principal, body.prompt_cache_key or body.user),
             choices=spread_choices(origin.requests, body.n or 1, model, TextRules.of(body)),
             body=body,
         )

@@ -61,7 +61,7 @@ class Completions:
         return CompletionCall(
             origin=origin,
             model=model,
-            context=self._serving.context(model, principal),
+            context=self._serving.context(model, principal, body.user),
             choices=spread_choices(origin.requests, body.n or 1, model, TextRules.of(body)),
             body=body,
             prompts=prompts,

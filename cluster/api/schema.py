@@ -83,7 +83,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     return_token_ids: Annotated[
         bool | None, Meta(description="Add `prompt_token_ids` and `token_ids` to the answer.")
     ] = None
-    user: Ignored = None
+    user: Annotated[
+        Any, Meta(description="A text names the session, for `router.policy` `session_affinity`; else ignored.")
+    ] = None
     metadata: Ignored = None
     store: Ignored = None
     service_tier: Ignored = None

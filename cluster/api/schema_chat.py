@@ -74,7 +74,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fiel
     audio: Annotated[Any, Meta(description="Not supported; only null.")] = None
     parallel_tool_calls: Ignored = None
     prediction: Ignored = None
-    prompt_cache_key: Ignored = None
+    prompt_cache_key: Annotated[Any, Meta(description="Names the session before `user` does; else ignored.")] = None
     safety_identifier: Ignored = None
     reasoning_effort: Ignored = None
     verbosity: Ignored = None

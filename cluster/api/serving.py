@@ -72,9 +72,19 @@ class Serving:
             requests=requests,
         )
 
-    def context(self, model: ServedModel, principal: Principal) -> RequestContext:
-        """What goes along with every request of this principal."""
-        return RequestContext(model=model.name, tenant=principal.tenant, timeout_s=self.config.request_timeout_s)
+    def context(self, model: ServedModel, principal: Principal, session: object = None) -> RequestContext:
+        """What goes along with every request of this principal; a text as `session` names one of the tenant's."""
+        return RequestContext(
+            model=model.name,
+            tenant=principal.tenant,
+            session=_session_of(principal.tenant, session) if session and isinstance(session, str) else "",
+            timeout_s=self.config.request_timeout_s,
+        )
+
+
+def _session_of(tenant: str, name: str) -> str:
+    """A short name, whatever the client's; two tenants never share a session."""
+    return blake2b(f"{len(tenant)}/{tenant}/{name}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def fingerprint(info: EngineInfo) -> str:

@@ -78,9 +78,7 @@ class Fleet:
     def ring(self) -> HashRing:
         """The replicas on a hash ring; kept from its first use on."""
         if self._ring is None:
-            self._ring = HashRing()
-            for replica in self.replicas.values():
-                self._ring.add(replica)
+            self._ring = HashRing(self.replicas.values())
         return self._ring
 
     # Events

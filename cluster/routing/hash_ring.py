@@ -1,7 +1,7 @@
 """HashRing: a consistent hash of keys to replicas; who comes or goes moves only its own share of the keys."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 from cluster.routing.replica_state import ReplicaState
@@ -10,8 +10,11 @@ POINTS = 64  #: of each replica on the ring; more make the shares more equal
 
 
 class HashRing:
-    def __init__(self) -> None:
+    def __init__(self, replicas: Iterable[ReplicaState] = ()) -> None:
         self._points: list[tuple[int, int, ReplicaState]] = []  # (place, serial, replica)
+        for replica in replicas:
+            self._points += _points(replica)
+        self._points.sort(key=lambda point: point[:2])
 
     def add(self, replica: ReplicaState) -> None:
         for point in _points(replica):
@@ -24,14 +27,16 @@ class HashRing:
     def from_key(self, key: bytes) -> Iterator[ReplicaState]:
         """Replicas in the order of this key, point by point once around; one may come up again."""
         points = self._points
-        start = bisect_left(points, (_place(key), -1))
+        start = bisect_left(points, (_place(key),))
         for offset in range(len(points)):
             yield points[(start + offset) % len(points)][2]
 
 
 def _points(replica: ReplicaState) -> list[tuple[int, int, ReplicaState]]:
-    names = (f"{replica.replica_id}/{number}".encode() for number in range(POINTS))
-    return [(_place(name), replica.serial, replica) for name in names]
+    """A digest gives eight of them."""
+    digests = (blake2b(b"%d/" % number + replica.replica_id.encode()).digest() for number in range(POINTS // 8))
+    places = (digest[start : start + 8] for digest in digests for start in range(0, 64, 8))
+    return [(int.from_bytes(place), replica.serial, replica) for place in places]
 
 
 def _place(name: bytes) -> int:

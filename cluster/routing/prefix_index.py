@@ -5,7 +5,7 @@ as sent later than those behind them, as in an engine's cache: who holds a block
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, KeysView, Sequence
 
 
 class PrefixIndex:
@@ -43,6 +43,10 @@ class PrefixIndex:
     def num_held(self, replica_id: str, hashes: Sequence[bytes]) -> int:
         """How many leading blocks this replica holds. O(log n)."""
         return _leading(hashes, self._held.get(replica_id, {}))
+
+    def held(self, replica_id: str) -> KeysView[bytes]:
+        """All blocks that this replica is believed to hold."""
+        return self._held.get(replica_id, {}).keys()
 
     def holders(self, block_hash: bytes) -> Iterator[str]:
         """Who holds this block, most recently sent first."""

@@ -1,5 +1,6 @@
 """A Ray cluster of one machine for `manta serve`: started quietly, bound to loopback, gone when the command ends."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from ray import serve
 
 from cluster.config import Edge, MantaConfig
 from deployments.app import APP_NAME
+from deployments.commands.router_status import merge_status
 from deployments.router_actor import NAMESPACE, router_name
 
 _QUIET = {
@@ -60,24 +62,33 @@ def start_serve(config: MantaConfig) -> None:
 
 
 def stop_app() -> None:
-    """Take the app and its router shard away; never raises, for it runs on the way out."""
+    """Take the app and its router shards away; never raises, for it runs on the way out."""
     with suppress(Exception):
         serve.delete(APP_NAME, _blocking=True)
-    with suppress(Exception):
-        ray.kill(find_router())
+    for shard in reversed(find_routers()):  # a later one would bring an earlier one back
+        with suppress(Exception):
+            ray.kill(shard)
     with suppress(Exception):
         serve.shutdown()
 
 
-def find_router(shard: int = 0) -> Any:
-    """The running router shard's handle; ValueError when no Manta app runs on this cluster."""
-    return ray.get_actor(router_name(shard), namespace=NAMESPACE)
+def find_routers() -> list[Any]:
+    """Handles of the router shards that run, in order; none when no Manta app is on this cluster."""
+    found = []
+    for number in itertools.count():
+        try:
+            found.append(ray.get_actor(router_name(number), namespace=NAMESPACE))
+        except ValueError:
+            return found
+    raise AssertionError
 
 
 def router_status(timeout_s: float = 5.0) -> dict[str, Any] | None:
-    """The router shard's own account; None while there is none."""
-    try:
-        status: dict[str, Any] = ray.get(find_router().status.remote(), timeout=timeout_s)
-    except (ValueError, ray.exceptions.RayError):
-        return None
-    return status
+    """What all router shards say of themselves, as one; None when there is none."""
+    asked = [shard.status.remote() for shard in find_routers()]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    statuses = []
+    for answer in answered:
+        with suppress(ray.exceptions.RayError):
+            statuses.append(ray.get(answer))
+    return merge_status(statuses) if statuses else None

@@ -97,7 +97,7 @@ def _wait_ready(config: MantaConfig, progress: StartProgress, stop: threading.Ev
         progress.show(status.get("starting", {}))
         if len(status.get("replicas", [])) >= wanted and _http_ready(config):
             return True
-        _raise_failure()
+        raise_failure()
         if time.monotonic() > until:
             raise StartFailed(f"not ready after {timeout_s:.0f} s; give more time with --start-timeout")
     return False
@@ -112,7 +112,7 @@ def _http_ready(config: MantaConfig) -> bool:
     return answer.status_code == 200 and len(answer.json()["data"]) == len(config.models)
 
 
-def _raise_failure() -> None:
+def raise_failure() -> None:
     """Serve retries a failing constructor without end; its first message is what the user needs."""
     app: Any = serve.status().applications.get(APP_NAME)
     if app is None:

@@ -1,19 +1,15 @@
-"""`manta status`: what the router shard of a running app knows, as a table or as JSON."""
+"""`manta status`: what the router shards of a running app know, as a table or as JSON."""
 
 import argparse
 import json
-import logging
-import os
-import socket
-import sys
 from typing import Any
 
-import ray
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from deployments.commands.local_cluster import router_status
-from deployments.router_actor import NAMESPACE
+from deployments.commands.joined_cluster import app_status, joined_cluster
+
+SILENT_S = 1.0  #: a replica reports ten times a second
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,22 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not _answers(args.address):
-        print(f"manta: nothing listens at {args.address!r}; is `manta serve` running?", file=sys.stderr)
-        return 1
-    try:
-        ray.init(address=args.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError) as error:
-        print(f"manta: no Ray cluster at {args.address!r} ({error}); is `manta serve` running?", file=sys.stderr)
-        return 1
-    try:
-        status = router_status()
-    finally:
-        ray.shutdown()
-    if status is None:
-        print("manta: the cluster runs, but no Manta app is on it; start one with `manta serve`", file=sys.stderr)
-        return 1
+    with joined_cluster(args.address):
+        status = app_status()
     if args.json:
         print(json.dumps(status, indent=2))
     else:
@@ -45,31 +27,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _answers(address: str, timeout_s: float = 3.0) -> bool:
-    """Whether something listens at `host:port`: Ray would try for minutes. Other forms are for Ray to judge."""
-    host, _, port = address.rpartition(":")
-    if "/" in host or not host or not port.isdecimal():
-        return True
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout_s):
-            return True
-    except OSError:
-        return False
-
-
 def _show(status: dict[str, Any], console: Console) -> None:
-    shards = Table("shard", "queued requests", "queued tokens", "granted", "refused", "gateways", title="router")
-    queued = status["queues"].values()
-    shards.add_row(
-        "0",
-        str(sum(queue["requests"] for queue in queued)),
-        str(sum(queue["tokens"] for queue in queued)),
-        str(status["granted"]),
-        str(status["refused"]),
-        str(len(status["gateways"])),
+    shards = Table(
+        "shard", "queued requests", "queued tokens", "granted", "refused", "condemned", "gateways", title="router"
     )
+    for shard in status["shards"]:
+        queues = shard["queues"].values()
+        counts = [sum(queue[key] for queue in queues) for key in ("requests", "tokens")]
+        counts += [shard[key] for key in ("granted", "refused", "condemned")]
+        shards.add_row(str(shard["shard"]), *map(str, counts), str(len(shard["gateways"])))
     console.print(shards)
-    replicas = Table("replica", "model", "rank: pid", "running", "waiting", "KV use", "steps", title="replicas")
+    tenants = Table("shard", "model", "tenant", "queued requests", title="who waits")
+    for shard in status["shards"]:
+        for model, queue in shard["queues"].items():
+            for tenant, number in queue["tenants"].items():
+                tenants.add_row(str(shard["shard"]), model, tenant, str(number))
+    if tenants.row_count:
+        console.print(tenants)
+    replicas = Table(Column("replica", no_wrap=True), title="replicas")
+    for name in ("model", "shard", "rank: pid", "state", "running", "waiting", "KV use", "steps"):
+        replicas.add_column(name)
     for replica in status["replicas"]:
         replicas.add_row(*_replica_row(replica))
     console.print(replicas)
@@ -81,9 +58,20 @@ def _replica_row(replica: dict[str, Any]) -> list[str]:
     return [
         replica["replica_id"],
         replica["model"],
+        str(replica["shard"]),
         ", ".join(f"{rank}: {pid}" for rank, pid in enumerate(replica["pids"])),
+        _state(replica),
         str(load.get("num_running", "-")),
         str(load.get("num_waiting", "-")),
         "-" if free is None else f"{100 * (num_blocks - free) / num_blocks:.0f} %",
         str(load.get("step", "-")),
     ]
+
+
+def _state(replica: dict[str, Any]) -> str:
+    """What keeps requests from it, if anything does."""
+    if replica["is_draining"]:
+        return "draining"
+    if replica["report_age_s"] > SILENT_S:
+        return f"silent for {replica['report_age_s']:.0f} s"
+    return "serving" if replica["breaker"] == "closed" else f"breaker {replica['breaker']}"

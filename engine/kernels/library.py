@@ -89,4 +89,5 @@ _SIGNATURES = {
     "manta_rotary": "iipppplllll",
     "manta_write_kv": "ipppppllliii",
     "manta_attention": "iiippppppppllliiiiffi",
+    "manta_decode": "iipp",
 }

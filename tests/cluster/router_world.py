@@ -8,15 +8,15 @@ from engine.config import EngineInfo
 from engine.request import EngineLoad
 
 
-def engine_info(block_size: int = 4, num_blocks: int = 64, max_num_seqs: int = 4) -> EngineInfo:
+def engine_info(block_size: int = 4, num_blocks: int = 64, max_num_seqs: int = 4, revision: str = "r0") -> EngineInfo:
     return EngineInfo(
-        model_path="nowhere", architecture="Chain", weights_revision="r0", dtype="float32", device="cpu",
+        model_path="nowhere", architecture="Chain", weights_revision=revision, dtype="float32", device="cpu",
         vocab_size=100, max_model_len=128, block_size=block_size, num_blocks=num_blocks, max_num_seqs=max_num_seqs,
     )  # fmt: skip
 
 
-def replica_info(replica_id: str, model: str = "m") -> ReplicaInfo:
-    return ReplicaInfo(replica_id, model, "127.0.0.1", 1, [1], "host", engine_info())
+def replica_info(replica_id: str, model: str = "m", revision: str = "r0") -> ReplicaInfo:
+    return ReplicaInfo(replica_id, model, "127.0.0.1", 1, [1], "host", engine_info(revision=revision))
 
 
 def descriptor(request_id: str, *, tokens: int = 4, priority: int = 0, timeout_s: float = 60.0) -> Enqueue:

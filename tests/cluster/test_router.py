@@ -1,11 +1,7 @@
 """Late binding by credit: who is granted what, when."""
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from cluster.frames import Announce, Grant, Refuse, ReplicaDown, ReplicaInfo, ReplicaUp, Report, Withdraw
-from cluster.router import Outbox, Router
+from cluster.frames import Announce, Grant, Refuse, ReplicaDown, ReplicaUp, Report, Withdraw
+from cluster.router import Outbox
 from tests.cluster.router_world import add_replica, descriptor, load, replica_info, router
 
 
@@ -142,94 +138,3 @@ def test_a_lost_gateway_leaves_nothing_in_the_queue() -> None:
     shard.on_enqueue("h", descriptor("b"), 0.0)
     shard.on_gateway_lost("g")
     assert shard.queues()["m"].of_gateway("h") == [("b", 0)] and len(shard.queues()["m"]) == 1
-
-
-class RouterMachine(RuleBasedStateMachine):
-    """Random arrivals, cancels, submissions, ends, losses and time; replicas as counters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shard: Router = router(max_queued_requests=8, lease_s=1.0, report_timeout_s=1000.0)
-        self.now, self.names = 0.0, 0
-        self.slots: dict[str, int] = {}
-        self.infos: dict[str, ReplicaInfo] = {}
-        self.running: dict[str, set[str]] = {}
-        self.in_hand: dict[str, tuple[str, float]] = {}  # granted, not yet submitted: replica, end of the lease
-        self.open: set[str] = set()  # asked for and neither granted, refused nor withdrawn
-
-    def take(self, outbox: Outbox) -> None:
-        for _, message in outbox:
-            if isinstance(message, Grant):
-                assert message.request_id in self.open, "granted something that does not wait"
-                self.open.remove(message.request_id)
-                self.in_hand[message.request_id] = (message.replica_id, self.now + message.lease_s)
-            elif isinstance(message, Refuse):
-                self.open.remove(message.request_id)
-
-    @rule(slots=st.integers(1, 3))
-    def replica_comes(self, slots: int) -> None:
-        name = f"r{len(self.slots)}"
-        self.infos[name], self.slots[name], self.running[name] = replica_info(name), slots, set()
-        self.take(self.shard.on_announce(Announce(self.infos[name]), self.now))
-        self.report(name, [])
-
-    def report(self, name: str, accepted: list[tuple[str, int]]) -> None:
-        free = self.slots[name] - len(self.running[name])
-        self.take(self.shard.on_report(self.infos[name], Report(load(free_slots=free), accepted), self.now))
-
-    @rule(priority=st.integers(0, 2), timeout_s=st.sampled_from([1.0, 5.0]))
-    def arrive(self, priority: int, timeout_s: float) -> None:
-        self.names += 1
-        name = f"q{self.names}"
-        self.open.add(name)
-        asked = descriptor(name, priority=priority, timeout_s=timeout_s)
-        self.take(self.shard.on_enqueue("g", asked, self.now))
-
-    @precondition(lambda self: self.in_hand)
-    @rule(data=st.data())
-    def submit(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.in_hand)))
-        replica, lease_end = self.in_hand.pop(name)
-        if replica not in self.running or self.now >= lease_end:
-            return
-        self.running[replica].add(name)
-        assert len(self.running[replica]) <= self.slots[replica], "more was granted than the replica has slots"
-        self.report(replica, [(name, 0)])
-
-    @precondition(lambda self: any(self.running.values()))
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        replica = data.draw(st.sampled_from(sorted(r for r, names in self.running.items() if names)))
-        self.running[replica].remove(data.draw(st.sampled_from(sorted(self.running[replica]))))
-        self.report(replica, [])
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def withdraw(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.open)))
-        self.open.remove(name)
-        self.take(self.shard.on_withdraw(Withdraw(name, 0), self.now))
-
-    @precondition(lambda self: self.infos)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.infos)))
-        self.take(self.shard.on_replica_lost(self.infos.pop(name)))
-        del self.running[name]
-
-    @rule(seconds=st.floats(0.01, 3.0))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.take(self.shard.on_tick(self.now))
-
-    @invariant()
-    def consistent(self) -> None:
-        self.shard.check_invariants()
-        queued = {key[0] for queue in self.shard.queues().values() for key in queue.of_gateway("g")}
-        assert queued == self.open, "a request is neither waiting nor answered"
-        credit = any(replica.credit_slots > 0 for replica in self.shard.replicas())
-        assert not (queued and credit), "a request waits although a replica has credit"
-
-
-RouterMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestRouterMachine = RouterMachine.TestCase

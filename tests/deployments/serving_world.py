@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cluster.config import RouterConfig
 from cluster.dispatcher import Dispatcher
@@ -13,9 +14,10 @@ from cluster.frames import FromRouter, ReplicaInfo
 from cluster.generation import RequestContext
 from cluster.stream_copies import StreamCopies
 from deployments.gateway_links import GatewayLinks
+from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterLink
-from deployments.router_shard import RouterAddress, RouterShard
+from deployments.router_link import RouterAddress, RouterLink
+from deployments.router_shard import RouterShard
 from engine.chain_executor import ChainExecutor, next_chain_token
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
@@ -48,7 +50,7 @@ class Replica:
     def __init__(self, name: str, core: EngineCore, info: EngineInfo) -> None:
         loop = asyncio.get_running_loop()
         self.name, self.core, self.info = name, core, info
-        self.died = False
+        self.died = self.was_asked_to_leave = False
         self._held: list[tuple[list[TokenChunk], EngineLoad]] | None = None  #: while it is frozen
         self.tamper: Callable[[list[TokenChunk]], list[TokenChunk]] = lambda chunks: chunks
         self.engine = EngineLoop(
@@ -122,35 +124,58 @@ class Replica:
             connection._transport.resume_reading()
         self.server._heartbeat = asyncio.create_task(self.server._beat())
 
-    async def start(self, world: "ServingWorld") -> None:
+    def on_drain(self) -> None:
+        """A shard asks it to leave."""
+        self.was_asked_to_leave = True
+
+    async def start(self, world: "ServingWorld", preferred: int = 0) -> None:
         port = await self.server.listen(HOST)
-        self.link = RouterLink(world.find_router, FromRouter, ("replica", self.name), self.server)
+        finds = [partial(world.find_router, number) for number in range(len(world.shards))]
+        self.links = ReplicaLinks(self.name, self.server, finds, preferred, self.on_drain)
         self.engine.start()
         self.server.announce(
             ReplicaInfo(self.name, "m", HOST, port, [1], "host", self.info), self.core.scheduler.load()
         )
 
     def stop(self) -> None:
-        self.link.close()
+        self.links.close()
         self.server.close()
         assert self.engine.close()
 
 
 @dataclass
 class ServingWorld:
-    shard: RouterShard
-    port: int
+    shards: list[RouterShard]
+    ports: list[int]
     dispatcher: Dispatcher
+    links: GatewayLinks
     replicas: list[Replica]
 
-    async def find_router(self) -> RouterAddress:
-        return RouterAddress(HOST, self.port, SECRET)
+    @property
+    def shard(self) -> RouterShard:
+        """The first one."""
+        return self.shards[0]
+
+    async def find_router(self, number: int = 0) -> RouterAddress:
+        if not self.ports[number]:
+            raise ConnectionError("the shard is down")
+        return RouterAddress(HOST, self.ports[number], SECRET)
+
+    async def start_router(self, number: int = 0) -> None:
+        """A new one that knows nothing takes the shard's place, on another port."""
+        self.shards[number] = RouterShard(RouterConfig(shards=len(self.shards)), SECRET, number)
+        self.ports[number] = await self.shards[number].start(HOST)
+        for earlier in range(number):
+            self.shards[number].join(earlier, partial(self.find_router, earlier))
+
+    def stop_router(self, number: int = 0) -> None:
+        """Lose the shard with all it knew."""
+        self.shards[number].close()
+        self.ports[number] = 0
 
     async def restart_router(self) -> None:
-        """Lose the shard with all it knew; a new one takes its place on another port."""
-        self.shard.close()
-        self.shard = RouterShard(RouterConfig(), SECRET)
-        self.port = await self.shard.start(HOST)
+        self.stop_router()
+        await self.start_router()
 
     async def generate(self, request: GenerateRequest, timeout_s: float = 20.0) -> list[TokenChunk]:
         context = RequestContext(model="m", timeout_s=timeout_s)
@@ -160,31 +185,44 @@ class ServingWorld:
         """Replicas that the gateway is connected to and has not left."""
         return {name for name in self.dispatcher.replicas if self.dispatcher._peers.usable(name) is not None}
 
+    def breakers(self) -> list[str]:
+        """The state of each replica's circuit breaker, at the first shard."""
+        return [replica["breaker"] for replica in self.shard.router.status(time.monotonic())["replicas"]]
+
     def num_running(self) -> int:
         loads = [replica.core.scheduler.load() for replica in self.replicas]
         return sum(load.num_running + load.num_waiting for load in loads)
 
 
 @asynccontextmanager
-async def serving_world(num_replicas: int = 1, **engine: float) -> AsyncIterator[ServingWorld]:
+async def serving_world(num_replicas: int = 1, num_shards: int = 1, **engine: float) -> AsyncIterator[ServingWorld]:
     """Ready when every replica is connected to the gateway."""
-    shard = RouterShard(RouterConfig(), SECRET)
-    world = ServingWorld(shard, await shard.start(HOST), Dispatcher("gateway"), [])
-    links = GatewayLinks(world.dispatcher, StreamCopies(60.0), SECRET)
-    router = RouterLink(world.find_router, FromRouter, ("gateway", "gateway"), links.shard_peer(0))
+    dispatcher = Dispatcher("gateway")
+    links = GatewayLinks(dispatcher, StreamCopies(60.0, num_shards), SECRET)
+    unstarted = [RouterShard(RouterConfig(), SECRET)] * num_shards
+    world = ServingWorld(unstarted, [0] * num_shards, dispatcher, links, [])
+    for number in range(num_shards):
+        await world.start_router(number)
+    hello = ("gateway", "gateway")
+    routers = [
+        RouterLink(partial(world.find_router, number), FromRouter, hello, links.shard_peer(number))
+        for number in range(num_shards)
+    ]
     try:
         for number in range(num_replicas):
             replica = Replica(f"r{number}", *chain_engine(**engine))  # type: ignore[arg-type]
             world.replicas.append(replica)
-            await replica.start(world)
+            await replica.start(world, preferred=number % num_shards)
         await until(lambda: len(links.connections) == num_replicas)
         yield world
     finally:
-        router.close()
+        for router in routers:
+            router.close()
         links.close()
         for replica in world.replicas:
             replica.stop()
-        world.shard.close()
+        for shard in world.shards:
+            shard.close()
 
 
 async def until(condition: object, timeout_s: float = 5.0) -> None:

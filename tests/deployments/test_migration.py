@@ -1,11 +1,16 @@
 """Streams that outlive what computes them, over real sockets; the answers are the chain's."""
 
 import asyncio
+import socket
 
+import msgspec
 import pytest
 
+from cluster.frames import ReplicaUp, ToReplica
+from deployments.transport import FrameServer
 from engine.request import FinishReason, TokenChunk
-from tests.deployments.serving_world import ServingWorld, chain, request, serving_world, until
+from tests.cluster.router_world import replica_info
+from tests.deployments.serving_world import SECRET, ServingWorld, chain, request, serving_world, until
 
 PROMPTS = {f"q{i}": list(range(1, 4 + i % 40)) for i in range(30)}
 LENGTH = 120
@@ -35,7 +40,7 @@ async def test_streams_go_on_when_the_sockets_of_a_replica_are_lost() -> None:
         asked = ask_all(world)
         await some_tokens(world, 0)
         world.replicas[0].server.close()
-        world.replicas[0].link.close()
+        world.replicas[0].links.close()
         await all_exact(asked)
         assert world.num_running() == 0 and world.dispatcher.num_in_flight == 0
 
@@ -46,7 +51,7 @@ async def test_streams_go_on_when_an_engine_dies() -> None:
         await some_tokens(world, 0)
         world.replicas[0].break_engine("the rank is gone")
         await until(lambda: world.replicas[0].died)
-        world.replicas[0].link.close()
+        world.replicas[0].links.close()
         await all_exact(asked)
 
 
@@ -84,6 +89,7 @@ async def test_a_frozen_replica_is_left_and_serves_again_when_it_wakes() -> None
         world.replicas[0].wake()
         await until(lambda: world.usable() == {"r0", "r1"})
         await until(lambda: world.num_running() == 0)
+        await until(lambda: "open" not in world.breakers())
         before = world.replicas[0].core.scheduler.load().num_output_tokens
         await all_exact(ask_all(world))
         assert world.replicas[0].core.scheduler.load().num_output_tokens > before
@@ -108,3 +114,39 @@ async def test_a_long_step_that_shows_progress_is_waited_for() -> None:
         chunks = await world.generate(request("q", [1, 2], 1))
         assert tokens_of(chunks) == chain([1, 2], 1)
         assert chunks[0].attempt == 0
+
+
+async def test_a_broken_connection_is_dialled_anew_and_the_stream_goes_on_where_it_was() -> None:
+    async with serving_world(step_delay_s=0.002) as world:
+        asked = asyncio.create_task(world.generate(request("q", [1, 2], LENGTH)))
+        await some_tokens(world, 0, 20)
+        for connection in list(world.replicas[0].server._server.connections):
+            connection.close()
+        chunks = await asked
+        assert tokens_of(chunks) == chain([1, 2], LENGTH)
+        assert {chunk.attempt for chunk in chunks} == {0, 1}
+
+
+async def test_a_replica_that_cannot_be_reached_at_first_is_dialled_again() -> None:
+    async with serving_world(num_replicas=1) as world:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            info = replica_info("late")
+            port = closed.getsockname()[1]
+        world.links.shard_peer(0).on_router_frame(ReplicaUp(msgspec.structs.replace(info, port=port)))
+        await asyncio.sleep(0.05)
+        assert world.usable() == {"r0"}
+        late = FrameServer(ToReplica, SECRET, lambda hello, connection: Silent())
+        await late.listen("127.0.0.1", port)
+        await until(lambda: world.usable() == {"r0", "late"})
+        late.close()
+
+
+class Silent:
+    """A peer that listens and says nothing."""
+
+    def on_frame(self, frame: object) -> None:
+        pass
+
+    def on_lost(self) -> None:
+        pass

@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 from cluster.errors import DeadlineExceeded, EngineFailed
-from cluster.frames import FromRouter
 from cluster.generation import RequestContext
-from deployments.router_link import RouterLink
+from deployments.replica_links import ReplicaLinks
 from engine.request import FinishReason
 from tests.deployments.serving_world import chain, request, serving_world, until
 
@@ -96,8 +95,8 @@ async def test_a_restarted_router_is_whole_again() -> None:
 
 async def test_a_replica_that_connects_anew_stays_known_when_its_old_connection_ends() -> None:
     async with serving_world() as world:
-        replica, old = world.replicas[0], world.replicas[0].link
-        replica.link = RouterLink(world.find_router, FromRouter, ("replica", replica.name), replica.server)
+        replica, old = world.replicas[0], world.replicas[0].links
+        replica.links = ReplicaLinks(replica.name, replica.server, [world.find_router], 0, replica.on_drain)
         await until(lambda: len(world.shard.router.replicas()) == 1)
         await asyncio.sleep(0.05)
         old.close()

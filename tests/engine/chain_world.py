@@ -117,7 +117,7 @@ class ChainWorld:
     def assert_idle(self) -> None:
         """Nothing is held any more."""
         load = self.scheduler.load()
-        assert (load.num_running, load.num_waiting, load.queued_tokens) == (0, 0, 0)
+        assert (load.num_running, load.num_waiting, load.queued_tokens, load.remaining_tokens) == (0, 0, 0, 0)
         assert (load.free_slots, load.free_blocks) == (self.info.max_num_seqs, self.info.num_blocks)
 
 

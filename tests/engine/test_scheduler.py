@@ -127,9 +127,9 @@ def test_prompt_logprobs_need_the_whole_prompt_and_come_with_the_first_chunk() -
     assert second is None
 
 
-def preempted_world() -> ChainWorld:
+def preempted_world(**settings: Any) -> ChainWorld:
     """Two sequences of 3 tokens in 5 blocks: both fit at first, and need 4 blocks each in the end."""
-    world = ChainWorld(engine_info(num_blocks=5))
+    world = ChainWorld(engine_info(num_blocks=5), **settings)
     world.add(generate("a", [1, 2, 3], max_tokens=5))
     world.add(generate("b", [4, 5, 6], max_tokens=5))
     return world
@@ -153,6 +153,27 @@ def test_the_last_to_arrive_is_preempted_and_goes_on_where_it_was() -> None:
     load = world.scheduler.load()
     assert (load.num_prompt_tokens, load.num_output_tokens) == (6, 10)
     world.assert_idle()
+
+
+def test_what_is_computed_again_after_a_preemption_is_counted() -> None:
+    world = preempted_world(prefix_caching=False)
+    for _ in range(3):
+        world.step()
+    assert world.scheduler.load().num_recomputed_tokens == 0  # `b` has lost its four positions, and waits
+    world.run()
+    assert world.scheduler.load().num_recomputed_tokens == 4
+
+
+def test_the_load_tells_how_much_output_may_still_come() -> None:
+    world = preempted_world()
+    assert world.scheduler.load().remaining_tokens == 10
+    for _ in range(3):
+        world.step()
+    assert world.scheduler.load().remaining_tokens == 2 + 3  # the preempted one counts too
+    world.add(generate("c", [1], max_tokens=9, output_token_ids=[5, 6]))
+    assert world.scheduler.load().remaining_tokens == 2 + 3 + 7
+    world.abort("b")
+    assert world.scheduler.load().remaining_tokens == 2 + 7
 
 
 def test_a_more_urgent_late_comer_preempts_the_less_urgent() -> None:

@@ -4,86 +4,18 @@
 #include <algorithm>
 #include <vector>
 
-#include "activation.h"
-#include "dot.h"
 #include "dot_amx.h"
+#include "few_rows.h"
 
 namespace {
 
 // Above kFewRows the rows are the larger operand: then inputs are cut so that kDepth steps of one block of weights stay
 // in the first-level cache while kRowChunk rows of inputs, in the second-level cache, pass over kBlockChunk blocks.
 constexpr int64_t kStreamBytes = 4 << 20;
-constexpr int kFewRows = 64, kDepth = 10, kRowChunk = 576, kBlockChunk = 4;
-
-struct Job {
-    int threads;
-    bf16* out;
-    const bf16* input;
-    const bf16* weight;
-    const float* bias;  // one a packed column, or null
-    int64_t m, n, lda;
-    int64_t blocks, steps;
-    int activation;
-    bool streams;  // the output is larger than the caches: written past them, in whole lines
-
-    const bf16* panel(int64_t block, int64_t step) const { return weight + (block * steps + step) * kStep; }
-};
-
-void store_some(bf16* out, Vec v, int64_t count) {
-    if (count >= kLanes) return store(out, v);
-    bf16 buffer[kLanes];
-    store(buffer, v);
-    if (count > 0) std::memcpy(out, buffer, count * sizeof(bf16));
-}
-
-// Sums of one block -> output: bias, rounding, and with a gate (16 gate columns, then 16 up columns) act(gate) * up.
-void finish(const Job& job, const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t block) {
-    const float* bias = job.bias ? job.bias + block * kBlock : nullptr;
-    auto sum = [&](const float* line, int i) {
-        Vec v = load(line + i);
-        return bias ? v + load(bias + i) : v;
-    };
-    const int64_t width = job.activation ? kBlock / 2 : kBlock, column = block * width;
-#if defined(__AVX512BF16__)
-    if (!job.activation && column + kBlock <= job.n) {
-        const Vec low = bias ? load(bias) : Vec{}, high = bias ? load(bias + kLanes) : Vec{};
-        for (int64_t r = 0; r < rows; ++r, c += ldc) {
-            __m512bh line = _mm512_cvtne2ps_pbh((__m512)(load(c + kLanes) + high), (__m512)(load(c) + low));
-            bf16* out = job.out + (row + r) * job.n + column;
-            if (job.streams)
-                _mm512_stream_si512((__m512i*)out, (__m512i)line);
-            else
-                std::memcpy(out, &line, sizeof line);
-        }
-        return;
-    }
-#endif
-    for (int64_t r = 0; r < rows; ++r, c += ldc) {
-        bf16* out = job.out + (row + r) * job.n + column;
-        for (int i = 0; i < width; i += kLanes) {
-            Vec v = sum(c, i);
-            if (job.activation)
-                v = rounded(activate(job.activation, rounded(v))) * rounded(sum(c, i + kBlock / 2));
-            store_some(out + i, v, job.n - column - i);
-        }
-    }
-}
+constexpr int kDepth = 10, kRowChunk = 576, kBlockChunk = 4;
 
 template <class Dot>
-void few_rows(const Job& job, int64_t first, int64_t last) {
-    Dot dot;
-    alignas(64) float c[kFewRows * 2 * kBlock];
-    for (int64_t block = first; block < last; block += 2) {
-        int blocks = block + 1 < last ? 2 : 1;
-        const bf16* next = block + 2 < last ? job.panel(block + 2, 0) : nullptr;
-        dot.run({job.input, job.lda, int(job.m), job.panel(block, 0), job.steps * kStep, blocks, int(job.steps), c,
-                 2 * kBlock, false, next});
-        for (int i = 0; i < blocks; ++i) finish(job, c + i * kBlock, 2 * kBlock, 0, job.m, block + i);
-    }
-}
-
-template <class Dot>
-void many_rows(const Job& job, int64_t first, int64_t last) {
+void many_rows(const LinearJob& job, int64_t first, int64_t last) {
     Dot dot;
     static thread_local std::vector<float> sums;
     const int64_t chunks = (job.m + kRowChunk - 1) / kRowChunk, chunk = round_up((job.m + chunks - 1) / chunks, 32);
@@ -111,16 +43,18 @@ void many_rows(const Job& job, int64_t first, int64_t last) {
 }
 
 template <class Dot>
-void linear(const Job& job) {
+void linear(const LinearJob& job) {
 #pragma omp parallel num_threads(job.threads)
     {
         // Pairs of blocks stay together: a thread's share is what it reads as one stream.
         const int64_t pairs = (job.blocks + 1) / 2, me = omp_get_thread_num(), all = omp_get_num_threads();
         const int64_t first = pairs * me / all * 2, last = std::min(job.blocks, pairs * (me + 1) / all * 2);
-        if (job.m <= kFewRows)
-            few_rows<Dot>(job, first, last);
-        else
+        if (job.m <= kFewRows) {
+            Dot dot;
+            for (int64_t block = first; block < last; block += 2) few_rows(job, dot, block, last);
+        } else {
             many_rows<Dot>(job, first, last);
+        }
 #if defined(__AVX512F__)
         if (job.streams) _mm_sfence();
 #endif
@@ -174,7 +108,7 @@ MANTA_EXPORT void manta_linear(int isa, int threads, bf16* out, const bf16* inpu
     if (m == 0) return;
     input = padded_input(input, m, k, lda, threads);
     const int64_t width = activation ? kBlock / 2 : kBlock;
-    Job job{threads, out, input, weight, bias, m, n, lda, round_up(n, width) / width, round_up(k, kBlock) / kBlock,
+    LinearJob job{threads, out, input, weight, bias, m, n, lda, round_up(n, width) / width, round_up(k, kBlock) / kBlock,
             activation, false};
     job.streams = m * n * 2 > kStreamBytes && n % kBlock == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 #if defined(__AMX_BF16__)

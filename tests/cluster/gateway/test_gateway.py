@@ -216,6 +216,37 @@ async def test_the_tenant_salts_the_prefix_cache() -> None:
         assert generator.contexts == [RequestContext(model=MODEL, tenant="acme", timeout_s=12.0)] * 2
 
 
+async def test_what_several_attempts_computed_is_counted_once() -> None:
+    async def twice(request: GenerateRequest) -> Any:
+        yield TokenChunk(request.request_id, 0, 0, [70], None, None, None, 1)
+        yield TokenChunk(request.request_id, 1, 1, [71], None, FinishReason.LENGTH, None, 2)
+
+    async with client(gateway(ScriptedGenerator(twice))) as http:
+        usage = (await http.post("/v1/completions", json=COMPLETION)).json()["usage"]
+    assert usage["completion_tokens"] == 2
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 1}
+
+
+async def test_a_text_as_user_or_cache_key_names_a_session_of_the_tenant() -> None:
+    def identify(scope: Any) -> Principal:
+        return Principal(tenant=header(scope, b"x-test-tenant") or "nobody")
+
+    async with local_generator() as generator:
+        http = client(build_gateway({MODEL: served_model()}, generator, GatewayConfig(), identify))
+        for body in (
+            CHAT | {"user": "u"},
+            CHAT | {"user": {"no": "text"}},
+            CHAT | {"user": "u", "prompt_cache_key": "k"},
+        ):
+            await http.post("/v1/chat/completions", json=body)
+        for tenant in ("nobody", "acme"):
+            body = COMPLETION | {"user": "u"}
+            await http.post("/v1/completions", json=body, headers={"x-test-tenant": tenant})
+        first, none, by_key, same, other = (context.session for context in generator.contexts)
+    assert none == "" and first == same
+    assert len({first, by_key, other, none}) == 4
+
+
 async def test_a_header_names_the_tenant_only_where_it_is_configured() -> None:
     async with local_generator() as generator:
         for settings in ({}, {"tenant_header": "X-Tenant", "edge": Edge.DIRECT}):

@@ -1,0 +1,89 @@
+"""ReplicaLinks: one replica's connections to all router shards, through one of which it is announced."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from cluster.frames import Drain, FromRouter, Pulse
+from cluster.home_shard import HomeShard
+from deployments.replica_server import ReplicaServer
+from deployments.router_link import RouterAddress, RouterLink
+from deployments.transport import FrameConnection
+
+TICK_S = 0.1
+
+
+class _ShardPeer:
+    def __init__(self, links: "ReplicaLinks", shard: int) -> None:
+        self._links, self._shard = links, shard
+
+    def on_router(self, connection: FrameConnection) -> None:
+        self._links.on_router(self._shard, connection)
+
+    def on_router_frame(self, frame: Any) -> None:
+        self._links.on_router_frame(self._shard, frame)
+
+    def on_router_lost(self) -> None:
+        self._links.on_router_lost(self._shard)
+
+
+class ReplicaLinks:
+    """`finds[k]` tells where shard k listens; `on_drain` is called when a shard asks the replica to leave."""
+
+    def __init__(
+        self,
+        name: str,
+        server: ReplicaServer,
+        finds: Sequence[Callable[[], Awaitable[RouterAddress]]],
+        preferred: int,
+        on_drain: Callable[[], None],
+    ) -> None:
+        self._server, self._on_drain = server, on_drain
+        self._choice = HomeShard(len(finds), preferred)
+        self._connections: dict[int, FrameConnection] = {}
+        self._announced_at: int | None = None
+        self._links = [
+            RouterLink(find, FromRouter, ("replica", name), _ShardPeer(self, shard)) for shard, find in enumerate(finds)
+        ]
+        self._watch = asyncio.create_task(self._tick())
+
+    def on_router(self, shard: int, connection: FrameConnection) -> None:
+        self._connections[shard] = connection
+        self._choice.on_link(shard)
+        self._settle()
+
+    def on_router_frame(self, shard: int, frame: Any) -> None:
+        match frame:
+            case Pulse():
+                self._choice.on_pulse(shard)
+            case Drain():
+                self._on_drain()
+
+    def on_router_lost(self, shard: int) -> None:
+        del self._connections[shard]
+        self._choice.on_lost(shard)
+        if self._announced_at == shard:
+            self._announced_at = None
+            self._server.on_router_lost()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Be announced where the choice says. The shard that is left sees the connection end: nobody counts twice."""
+        chosen = self._choice.choose()
+        if chosen == self._announced_at or chosen is None:
+            return
+        left, self._announced_at = self._announced_at, chosen
+        self._server.on_router(self._connections[chosen])
+        if left is not None:
+            self._links[left].drop()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._choice.on_tick()
+            self._settle()
+
+    def close(self) -> None:
+        self._watch.cancel()
+        for link in self._links:
+            link.close()

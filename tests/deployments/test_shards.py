@@ -1,0 +1,51 @@
+"""Several router shards: replicas at home in one of them, requests in any, and none of them needed."""
+
+import asyncio
+
+from deployments.router_shard import RouterShard
+from tests.deployments.serving_world import ServingWorld, chain, request, serving_world, until
+from tests.deployments.test_serving_path import tokens_of
+
+
+def homes(world: ServingWorld) -> list[set[str]]:
+    """The replicas that each shard has."""
+    return [set(shard.replicas) for shard in world.shards]
+
+
+async def test_replicas_are_shared_out_and_shards_know_each_other() -> None:
+    async with serving_world(num_replicas=2, num_shards=2) as world:
+        await until(lambda: homes(world) == [{"r0"}, {"r1"}])
+        await until(lambda: all(shard.others for shard in world.shards))
+        answers = await asyncio.gather(*(world.generate(request(f"q{i}", [i, 7], 5)) for i in range(20)))
+        assert [tokens_of(answer) for answer in answers] == [chain([i, 7], 5) for i in range(20)]
+
+
+async def test_a_replica_of_a_lost_shard_goes_to_the_other_and_comes_back() -> None:
+    async with serving_world(num_replicas=2, num_shards=2, step_delay_s=0.002) as world:
+        await until(lambda: homes(world) == [{"r0"}, {"r1"}])
+        running = asyncio.create_task(world.generate(request("long", [1], 200)))
+        await until(lambda: world.num_running() == 1)
+        world.stop_router(0)
+        await until(lambda: set(world.shards[1].replicas) == {"r0", "r1"})
+        assert tokens_of(await world.generate(request("q", [2], 5))) == chain([2], 5)
+        await world.start_router(0)
+        await until(lambda: homes(world) == [{"r0"}, {"r1"}])
+        assert tokens_of(await running) == chain([1], 200)
+
+
+async def test_an_idle_shard_takes_requests_from_one_without_replicas() -> None:
+    async with serving_world(num_replicas=1, num_shards=2) as world:
+        await until(lambda: homes(world) == [{"r0"}, set()] and bool(world.shards[1].others))
+        answers = await asyncio.gather(*(world.generate(request(f"q{i}", [i], 3)) for i in range(12)))
+        assert [tokens_of(answer) for answer in answers] == [chain([i], 3) for i in range(12)]
+        assert world.shards[1].router.num_granted == 0
+
+
+async def test_a_shard_asks_its_replica_to_leave() -> None:
+    async with serving_world(num_replicas=2, num_shards=2) as world:
+        await until(lambda: homes(world) == [{"r0"}, {"r1"}])
+        shard: RouterShard = world.shards[1]
+        assert not shard.drain("r0")
+        assert shard.drain("r1")
+        await until(lambda: world.replicas[1].was_asked_to_leave)
+        assert not world.replicas[0].was_asked_to_leave
