@@ -58,6 +58,7 @@ class ModelPool:
         return self.dispatch(now)
 
     def _entry(self, gateway: str, asked: Enqueue, now: float) -> Waiting:
+        self.lengths.note(asked.max_tokens)
         num_new = self.lengths.expect(asked.tenant, asked.num_output_tokens, asked.max_tokens)
         cached = 0
         if asked.block_hashes and self.fleet.replicas:

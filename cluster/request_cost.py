@@ -11,7 +11,7 @@ UNCACHED_PRICE = 1.0
 CACHED_PRICE = 0.1
 OUTPUT_PRICE = 2.0  #: a decode step reads all weights and the sequence's cache for one token
 MAX_TENANTS = 4096  #: with a memory of their own, in one model
-PRIOR_RATIO = 0.5  #: of `max_tokens`, while nothing is known
+PRIOR_TOKENS = 256  #: expected of an answer while none has ended: the usual `max_tokens` is far from what comes
 _MEMORY = 16  #: requests over which a mean is taken, the newest counting most
 
 
@@ -42,6 +42,11 @@ class OutputLengths:
         self._tenants: OrderedDict[str, Mean] = OrderedDict()
         self._all = Mean()
         self._allowed = Mean()
+        self._asked = Mean()
+
+    def note(self, max_tokens: int) -> None:
+        """A request has come that may emit so much."""
+        self._asked.add(max_tokens)
 
     def learn(self, tenant: str, num_output_tokens: int, max_tokens: int) -> None:
         """A request has ended by itself."""
@@ -56,10 +61,12 @@ class OutputLengths:
         """Tokens still to come of a request that has emitted some and may emit `max_tokens` more; at least 1."""
         mean = self._tenants.get(tenant, self._all)
         known = max(mean.value - num_emitted, mean.value / 4)
-        expected = known if mean.count else PRIOR_RATIO * max_tokens
+        expected = known if mean.count else PRIOR_TOKENS
         return max(1, min(max_tokens, round(expected)))
 
     @property
     def ratio(self) -> float:
         """Part of the allowed output that really comes; at most 1."""
-        return min(1.0, self._all.value / self._allowed.value) if self._allowed.count else PRIOR_RATIO
+        if self._allowed.count:
+            return min(1.0, self._all.value / self._allowed.value)
+        return min(1.0, PRIOR_TOKENS / self._asked.value) if self._asked.count else 1.0

@@ -72,7 +72,10 @@ def test_charges_without_an_end_are_forgotten() -> None:
 
 def test_lengths_are_learned_by_tenant_and_never_over_what_is_allowed() -> None:
     lengths = OutputLengths()
-    assert lengths.expect("a", 0, 100) == 50 and lengths.ratio == 0.5
+    assert lengths.expect("a", 0, 100) == 100 and lengths.expect("a", 0, 10_000) == 256
+    for _ in range(20):
+        lengths.note(1024)
+    assert lengths.ratio == 0.25
     for _ in range(20):
         lengths.learn("a", 10, 100)
         lengths.learn("b", 90, 100)

@@ -40,10 +40,10 @@ def test_a_report_made_before_a_grant_arrives_does_not_free_its_credit() -> None
 
 def test_blocks_are_credit_too() -> None:
     shard = router()
-    info = add_replica(shard, "r1", free_slots=3, free_blocks=4)
-    # 12 tokens and, while nothing is known of the tenant, half of the 16 that may come: 5 blocks of 4
+    info = add_replica(shard, "r1", free_slots=3, free_blocks=6)
+    # 12 tokens and, while nothing is known of the tenant, all of the 16 that may come: 7 blocks of 4
     assert shard.on_enqueue("g", descriptor("big", tokens=12), 0.0) == []
-    assert grants(shard.on_report(info, Report(load(free_slots=3, free_blocks=5), []), 0.1)) == [("big", "r1")]
+    assert grants(shard.on_report(info, Report(load(free_slots=3, free_blocks=7), []), 0.1)) == [("big", "r1")]
 
 
 def test_the_least_loaded_replica_is_chosen_and_dispatch_counts_at_once() -> None:
