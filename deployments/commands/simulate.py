@@ -1,6 +1,8 @@
 """`manta simulate`: the real router and scheduler under simulated load, as a table, as JSON and as a picture."""
 
 import argparse
+import gc
+import heapq
 import itertools
 import json
 import time
@@ -61,7 +63,13 @@ def _add_load_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--requests", type=int, default=10_000, metavar="N")
     group.add_argument("--rate", type=float, metavar="R", help="requests per second (default: by --load)")
     group.add_argument("--load", type=float, default=0.8, metavar="X", help="share of the estimated capacity")
-    group.add_argument("--trace", type=Path, metavar="FILE", help="arrivals from a file of JSON lines instead")
+    group.add_argument(
+        "--trace",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="arrivals from a file of JSON lines; may be repeated",
+    )
     group.add_argument("--write-trace", type=Path, metavar="FILE", help="write the arrivals down and end")
     group.add_argument("--prompt-tokens", type=lengths, default=Lengths(64, 1024), metavar="A:B")
     group.add_argument("--output-tokens", type=lengths, default=Lengths(16, 512), metavar="A:B")
@@ -144,7 +152,8 @@ def _router_configs(args: argparse.Namespace, weights: dict[str, float]) -> list
 
 def _arrivals(args: argparse.Namespace, cost: CostModel, shares: dict[str, float]) -> Iterator[Arrival]:
     if args.trace:
-        return itertools.islice(read_trace(args.trace), args.requests)
+        traces = heapq.merge(*map(read_trace, args.trace), key=lambda arrival: arrival.at)
+        return itertools.islice(traces, args.requests)
     workload = Workload(
         rate=1.0,
         prompt=args.prompt_tokens,
@@ -177,6 +186,7 @@ def _simulate(args: argparse.Namespace, cost: CostModel, config: RouterConfig, a
         seed=args.seed,
     )
     world = World(setup, arrivals)
+    gc.freeze()  # else each full collection looks through the KV blocks of all replicas
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(config.policy.value, total=args.requests)
@@ -198,12 +208,13 @@ def _show(args: argparse.Namespace, cost: CostModel, summaries: dict[str, Summar
         table.add_row(key, *(rows[name][key] for name in summaries))
     table.add_row("simulated requests per second of ours", *(f"{rates[name]:,.0f}" for name in summaries))
     console.print(table)
-    tenants = Table("tenant", "policy", "requests", "done", "TTFT p50", "p99", "tokens/s")
+    tenants = Table("tenant", "policy", "requests", "done", "TTFT p50", "p99", "tokens/s", "busy replicas")
     for name, summary in summaries.items():
         for tenant, got in summary.tenants.items():
             ttft = got.ttft_s
             counts = (f"{got.num_requests:,}", f"{got.num_done:,}")
-            tenants.add_row(tenant, name, *counts, f"{ttft.p50:.3f} s", f"{ttft.p99:.3f} s", f"{got.tokens_per_s:,.0f}")
+            times = (f"{ttft.p50:.3f} s", f"{ttft.p99:.3f} s")
+            tenants.add_row(tenant, name, *counts, *times, f"{got.tokens_per_s:,.0f}", f"{got.replicas:.2f}")
     if any(len(summary.tenants) > 1 for summary in summaries.values()):
         console.print(tenants)
 

@@ -36,6 +36,7 @@ class TenantSummary(msgspec.Struct, frozen=True, kw_only=True):
     num_done: int
     ttft_s: Percentiles
     tokens_per_s: float  #: prompt and output, of its finished requests
+    replicas: float  #: that its finished requests have kept busy, on average, by the cost model
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     busy: float  #: share of the time that replicas compute
     imbalance: float  #: busiest replica's computing time over the mean; 1 is even
     spread: float  #: standard deviation over replicas of places taken, as a share of all places; mean over time
-    fairness: float  #: served tokens of the tenant worst off, over its max-min fair share; 1 is fair
+    fairness: float  #: replicas that the tenant worst off kept busy, over its max-min fair share; 1 is fair
     tenants: dict[str, TenantSummary]
 
 
@@ -77,7 +78,8 @@ def summarise(world: World, objective: Objective, weights: Mapping[str, float]) 
     busy = np.array([replica.usage.busy_s for replica in world.replicas])
     granted = np.asarray(records.granted)
     was_granted = granted != NEVER
-    tenants = {name: _tenant(records, index, seconds) for name, index in records.tenants.items()}
+    work_s = _work_s(world)
+    tenants = {name: _tenant(records, index, seconds, work_s) for name, index in records.tenants.items()}
     return Summary(
         num_requests=len(records),
         num_done=int(done.sum()),
@@ -100,7 +102,7 @@ def summarise(world: World, objective: Objective, weights: Mapping[str, float]) 
         busy=round(float(busy.sum()) / seconds / world.setup.num_replicas, 4),
         imbalance=round(float(busy.max() / busy.mean()) if busy.any() else 1.0, 3),
         spread=round(float(np.mean([sample.spread for sample in records.samples])), 4),
-        fairness=round(_fairness(records, weights), 4),
+        fairness=round(_fairness(records, work_s, weights), 4),
         tenants=tenants,
     )
 
@@ -116,30 +118,38 @@ def _share(part: Sequence[int], whole: Sequence[int]) -> float:
     return sum(part) / max(1, sum(whole))
 
 
-def _tenant(records: Records, index: int, seconds: float) -> TenantSummary:
+def _work_s(world: World) -> Column:
+    """Engine time that each request takes, by the cost model: of a step it has one place among the usual number."""
+    cost, records = world.setup.cost, world.records
+    columns = (records.prompt_tokens, records.cached_tokens, records.output_tokens)
+    prompt, cached, output = (np.array(column, dtype=np.float64) for column in columns)
+    num_steps = sum(replica.scheduler.load().step for replica in world.replicas)
+    places = sum(replica.usage.num_decode_tokens for replica in world.replicas) / max(1, num_steps)
+    per_output_s = cost.step_s / max(1.0, places) + cost.decode_s + cost.context_s * (prompt + output / 2)
+    work_s: Column = cost.prefill_s * (prompt - cached) + output * per_output_s
+    return work_s
+
+
+def _tenant(records: Records, index: int, seconds: float, work_s: Column) -> TenantSummary:
     mine = np.asarray(records.tenant) == index
     done = mine & (np.asarray(records.end) == End.DONE)
     ttft = np.asarray(records.first)[done] - np.asarray(records.arrived)[done]
+    num_tokens = np.asarray(records.prompt_tokens)[done].sum() + np.asarray(records.output_tokens)[done].sum()
     return TenantSummary(
         num_requests=int(mine.sum()),
         num_done=int(done.sum()),
         ttft_s=_percentiles(ttft),
-        tokens_per_s=round(float(_tokens(records)[done].sum()) / seconds, 1),
+        tokens_per_s=round(float(num_tokens) / seconds, 1),
+        replicas=round(float(work_s[done].sum()) / seconds, 3),
     )
 
 
-def _tokens(records: Records) -> Column:
-    prompt, output = (np.array(column, dtype=np.float64) for column in (records.prompt_tokens, records.output_tokens))
-    return prompt + output
-
-
-def _fairness(records: Records, weights: Mapping[str, float]) -> float:
-    """Least ratio of a tenant's served tokens to what max-min sharing of all served tokens would have given it."""
-    tokens, tenant = _tokens(records), np.asarray(records.tenant)
-    done = np.asarray(records.end) == End.DONE
+def _fairness(records: Records, work_s: Column, weights: Mapping[str, float]) -> float:
+    """Least ratio of the work done for a tenant to what max-min sharing of all work done would have given it."""
+    tenant, done = np.asarray(records.tenant), np.asarray(records.end) == End.DONE
     names = list(records.tenants)
-    asked = {name: float(tokens[tenant == index].sum()) for name, index in records.tenants.items()}
-    served = {name: float(tokens[done & (tenant == index)].sum()) for name, index in records.tenants.items()}
+    asked = {name: float(work_s[tenant == index].sum()) for name, index in records.tenants.items()}
+    served = {name: float(work_s[done & (tenant == index)].sum()) for name, index in records.tenants.items()}
     fair = max_min_shares(asked, {name: weights.get(name, 1.0) for name in names}, sum(served.values()))
     return min((served[name] / fair[name] for name in names if fair[name] > 0.0), default=1.0)
 
