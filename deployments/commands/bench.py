@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deployments.commands.http_load import Timeline, streamed_completion
+from deployments.simulation.workload import Arrival, write_trace
+from engine.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vocab", type=int, default=1000, metavar="V", help="prompts are random token ids below V")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--write-trace", type=Path, metavar="FILE", help="with --rate: write the load for `manta simulate`, and end"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON line instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.write_trace is not None:
+        write_trace(args.write_trace, _arrivals(args))
+        return 0
     model = args.model or _first_model(args.url)
     bodies = list(_bodies(args, model))
     timelines = asyncio.run(_offer(args, bodies))
@@ -70,10 +80,27 @@ def _bodies(args: argparse.Namespace, model: str) -> Any:
         }  # fmt: skip
 
 
+def _gaps_s(args: argparse.Namespace) -> Iterator[float]:
+    """Seconds from each request to the next, at the rate asked for; endless."""
+    draw = random.Random(args.seed + 1)
+    while True:
+        yield draw.expovariate(args.rate)
+
+
+def _arrivals(args: argparse.Namespace) -> Iterator[Arrival]:
+    """The same load as a trace."""
+    if args.rate is None:
+        raise ConfigError("write_trace", str(args.write_trace), "give --rate: a closed loop has no arrival times")
+    starts = itertools.accumulate(_gaps_s(args), initial=0.0)
+    for at, body in zip(starts, _bodies(args, ""), strict=False):
+        group = 1 if args.prefix_tokens else 0
+        yield Arrival(at, len(body["prompt"]), body["max_tokens"], group=group, prefix_tokens=args.prefix_tokens)
+
+
 async def _offer(args: argparse.Namespace, bodies: list[dict[str, Any]]) -> list[Timeline]:
     """Send all requests, so many at a time or at such a rate; the start of each is when it was meant to start."""
     gate = asyncio.Semaphore(args.concurrency if args.rate is None else len(bodies))
-    draw = random.Random(args.seed + 1)
+    gaps_s = None if args.rate is None else _gaps_s(args)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("requests", total=len(bodies))
@@ -87,8 +114,8 @@ async def _offer(args: argparse.Namespace, bodies: list[dict[str, Any]]) -> list
         tasks = []
         for body in bodies:
             tasks.append(asyncio.create_task(one(body)))
-            if args.rate is not None:
-                await asyncio.sleep(draw.expovariate(args.rate))
+            if gaps_s is not None:
+                await asyncio.sleep(next(gaps_s))
         return await asyncio.gather(*tasks)
 
 

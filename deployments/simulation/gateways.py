@@ -34,6 +34,7 @@ class Flight:
     identity: Identity
     attempt: int = 0
     num_emitted: int = 0  #: by earlier attempts
+    num_cached_tokens: int = 0  #: found by this attempt
     replica_id: str | None = None
     avoid: list[str] = field(default_factory=list)
 
@@ -153,16 +154,17 @@ class Gateways:
     def on_chunks(self, chunks: list[TokenChunk], now: float) -> None:
         """Tokens of one step of one replica."""
         for chunk in chunks:
-            if chunk.finish is None and chunk.index:
+            if chunk.finish is None and chunk.index and not chunk.num_cached_tokens:
                 continue
             flight = self._flights.get(chunk.request_id)
             if flight is None or flight.attempt != chunk.attempt:
                 continue
+            flight.num_cached_tokens = max(flight.num_cached_tokens, chunk.num_cached_tokens)
             if chunk.index == 0:
                 self._records.first[flight.number] = now
                 self._records.cached_tokens[flight.number] = chunk.num_cached_tokens
             if chunk.finish is not None:
-                self._tell_end(flight, Outcome.OK, chunk.index + 1 - flight.num_emitted, chunk.num_cached_tokens)
+                self._tell_end(flight, Outcome.OK, chunk.index + 1 - flight.num_emitted)
                 self._end(flight, End.DONE, now)
 
     def on_death(self, chunks: list[TokenChunk], now: float) -> None:
@@ -171,15 +173,15 @@ class Gateways:
             flight = self._flights.get(chunk.request_id)
             if flight is None or flight.attempt != chunk.attempt or flight.replica_id is None:
                 continue
-            self._tell_end(flight, Outcome.FAILED, chunk.index - flight.num_emitted, 0)
+            self._tell_end(flight, Outcome.FAILED, chunk.index - flight.num_emitted)
             flight.avoid.append(flight.replica_id)
             flight.replica_id = None
-            flight.num_emitted = chunk.index
+            flight.num_emitted, flight.num_cached_tokens = chunk.index, 0
             flight.attempt += 1
             self._records.num_attempts[flight.number] += 1
             self._enqueue(flight, now)
 
-    def _tell_end(self, flight: Flight, outcome: Outcome, num_output_tokens: int, num_cached_tokens: int) -> None:
+    def _tell_end(self, flight: Flight, outcome: Outcome, num_output_tokens: int) -> None:
         assert flight.replica_id is not None
         ended = Ended(
             *flight.key,
@@ -188,7 +190,7 @@ class Gateways:
             flight.replica_id,
             outcome,
             num_output_tokens,
-            num_cached_tokens,
+            flight.num_cached_tokens,
             finished=outcome is Outcome.OK,
         )
         self._network.to_shard(flight.shard, flight.gateway, ended)
@@ -211,7 +213,7 @@ class Gateways:
                 continue
             if flight.replica_id is not None:
                 self._network.cancel(flight.replica_id, str(flight.number))
-                self._tell_end(flight, Outcome.NEUTRAL, 0, 0)
+                self._tell_end(flight, Outcome.NEUTRAL, 0)
             else:
                 self._network.to_shard(flight.shard, flight.gateway, Withdraw(*flight.key))
             self._end(flight, End.LATE, now)

@@ -106,7 +106,7 @@ class World:
         return replica
 
     def _on_chunks(self, replica: SimulatedReplica, chunks: list[TokenChunk]) -> None:
-        if any(chunk.finish is not None or not chunk.index for chunk in chunks):
+        if any(chunk.finish is not None or not chunk.index or chunk.num_cached_tokens for chunk in chunks):
             self.queue.after(self.setup.delays.gateway_replica_s, self._deliver_chunks, chunks)
 
     def _deliver_chunks(self, chunks: list[TokenChunk]) -> None:
