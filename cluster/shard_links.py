@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from cluster.frames import Frame, FromRouter, Pulse
 from cluster.link import Link
-from cluster.shard_choice import choose_shard
+from cluster.shard_choice import ShardChooser
 from cluster.watchdog import SILENCE_S, LivedTime
 
 
@@ -16,6 +16,7 @@ class ShardLinks:
 
     def __init__(self, time: LivedTime) -> None:
         self._time = time
+        self._chooser = ShardChooser()
         self._links: dict[int, Link] = {}
         self._heard_at: dict[int, float] = {}  #: of the shards that pulse
         self._silent: set[int] = set()
@@ -33,7 +34,7 @@ class ShardLinks:
     def choose(self, key: bytes, homes: Collection[int]) -> int | None:
         """The shard for requests of this key, one with replicas (`homes`) if there is; None while no shard is alive."""
         alive = self.alive()
-        return choose_shard(key, [shard for shard in alive if shard in homes] or alive)
+        return self._chooser.choose(key, [shard for shard in alive if shard in homes] or alive)
 
     def alive(self) -> set[int]:
         return self._links.keys() - self._silent

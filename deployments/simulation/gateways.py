@@ -12,7 +12,7 @@ from typing import Protocol
 from cluster.descriptor import Identity, identify
 from cluster.frames import Ended, Enqueue, FromRouter, Grant, Move, Outcome, Refuse, ToRouter, Withdraw
 from cluster.generation import RequestContext
-from cluster.shard_choice import choose_shard
+from cluster.shard_choice import ShardChooser
 from deployments.simulation.cost_model import CostModel
 from deployments.simulation.records import NEVER, End, Records
 from deployments.simulation.workload import FILLER_TOKEN_ID, Arrival, prompt_of
@@ -70,6 +70,7 @@ class Gateways:
         self._names, self._shards, self._timeout_s = names, range(num_shards), timeout_s
         self._info = cost.engine_info()
         self._records = records
+        self._chooser = ShardChooser()
         self._network: Network
         self._flights: dict[str, Flight] = {}
         self._open: deque[int] = deque()  # numbers in order of arrival, which is that of the deadlines
@@ -89,7 +90,7 @@ class Gateways:
         gateway = self._names[number % len(self._names)]
         context = RequestContext(model=MODEL, tenant=arrival.tenant, timeout_s=self._timeout_s)
         identity = identify(_request(arrival, number), context, self._info)
-        shard = choose_shard(identity.shard_key, self._shards)
+        shard = self._chooser.choose(identity.shard_key, self._shards)
         assert shard is not None, "there is at least one shard"
         flight = Flight(number, arrival, arrival.at + self._timeout_s, gateway, shard, identity)
         self._flights[str(number)] = flight
