@@ -54,7 +54,8 @@ class ResumingStream:
     ) -> None:
         self._reading = _Reading(path, body, dict(headers or {}), resume_s)
         timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
-        self._settings: dict[str, Any] = {"base_url": base_url, "timeout": timeout}
+        verify = base_url.startswith("https:")  # else loading the certificates would be in vain, and slow
+        self._settings: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "verify": verify}
 
     @property
     def last_event_id(self) -> str:
@@ -107,7 +108,7 @@ class _Reading:
         self._path, self._body, self._resume_s = path, json.dumps({**body, "stream": True}).encode(), resume_s
         self._headers = {**headers, "Accept": "text/event-stream"}
         self._buffer = b""
-        self._has_read = self._has_connected = False
+        self._has_read = self._has_connected = False  #: an event, a server
         self._lost_at: float | None = None  #: since then nothing has come
         self._pause_s = FIRST_PAUSE_S
         self._last_refusal: StreamFailed | None = None
@@ -130,7 +131,6 @@ class _Reading:
 
     def read(self, data: bytes) -> Generator[Any, None, None]:
         """The events that `data` completes."""
-        self._has_connected = True
         *blocks, self._buffer = (self._buffer + data).replace(b"\r\n", b"\n").split(b"\n\n")
         for block in blocks:
             lines = (line.partition(b":") for line in block.split(b"\n"))
@@ -154,7 +154,6 @@ class _Reading:
 
     def refused(self, status: int, body: bytes) -> None:
         """An answer other than a stream. While going on, 503 may pass; anything else is the end."""
-        self._has_connected = True
         try:
             said = json.loads(body)
         except ValueError:
@@ -167,6 +166,8 @@ class _Reading:
         """The exchange is over and the stream is not: how long to wait; raises when it cannot or shall not go on."""
         if self._lost_at is None:
             self._lost_at = now
+        if not isinstance(self.broken, httpx.ConnectError | httpx.ConnectTimeout):
+            self._has_connected = True
         is_resumable = bool(self.last_event_id) or not self._has_read
         if not self._has_connected or not is_resumable or now - self._lost_at >= self._resume_s:
             self._give_up()

@@ -69,11 +69,11 @@ async def test_every_token_once_however_often_it_breaks() -> None:
     async with cutting() as (url, app):
         unbroken = [event async for event in ResumingStream(url, PATH, BODY)]
         assert app.methods == ["POST"]
-    async with cutting(10, 700, 500, 61, 1000, 1, 900, 1900) as (url, app):
+    async with cutting(0, 10, 700, 500, 61, 1000, 1, 900, 1900) as (url, app):
         stream = ResumingStream(url, PATH, BODY)
         events = [event async for event in stream]
         assert whole(events) == whole(unbroken)
-        assert app.methods[:3] == ["POST", "POST", "GET"], "before the first event there is nothing to go on with"
+        assert app.methods[:4] == ["POST", "POST", "POST", "GET"], "first there is nothing to go on with"
         assert stream.num_resumed == app.methods.count("GET") >= 6
         assert len({event["id"] for event in events}) == 1
 
