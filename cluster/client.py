@@ -39,7 +39,8 @@ class ResumingStream:
     """One request. Iterate over it once.
 
     `resume_s`: after so long without a way to go on the stream is lost (a server keeps it for `gateway.resume_s`).
-    `silence_s`: a connection that says nothing for so long counts as broken.
+    `silence_s`: a connection that says nothing for so long counts as broken. `last_event_id`: go on from there with a
+    stream that was begun elsewhere.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class ResumingStream:
         headers: Mapping[str, str] | None = None,
         resume_s: float = 60.0,
         silence_s: float = 600.0,
+        last_event_id: str = "",
     ) -> None:
         self._reading = _Reading(path, body, dict(headers or {}), resume_s)
+        self._reading.last_event_id = last_event_id
         timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
         verify = base_url.startswith("https:")  # else loading the certificates would be in vain, and slow
         self._settings: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "verify": verify}

@@ -1,0 +1,132 @@
+"""Streams that pass from gateway to gateway over real sockets: router shard, replicas, HTTP, and the client's side."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from cluster.client import ResumingStream
+from cluster.config import GatewayConfig, ModelConfig
+from cluster.dispatcher import Dispatcher
+from cluster.frames import FromRouter
+from cluster.gateway.app import build_gateway
+from cluster.gateway.http_listener import ABORT
+from cluster.stream_copies import StreamCopies
+from cluster.text.served_model import ServedModel
+from deployments.gateway_links import GatewayLinks
+from deployments.router_link import RouterLink
+from tests.cluster.gateway_world import live_server
+from tests.deployments.serving_world import SECRET, ServingWorld, chain, serving_world, until
+
+PROMPT = [11, 12, 13]
+LENGTH = 60
+BODY: dict[str, Any] = {
+    "model": "m", "prompt": PROMPT, "max_tokens": LENGTH, "ignore_eos": True, "return_token_ids": True, "seed": 1,
+    "stream_options": {"include_usage": True},
+}  # fmt: skip
+
+
+@cache
+def model() -> ServedModel:
+    return ServedModel.load("m", ModelConfig().location)
+
+
+class Gateway:
+    """One more gateway of the world, with HTTP."""
+
+    def __init__(self, name: str, world: ServingWorld) -> None:
+        self.dispatcher, self.copies = Dispatcher(name), StreamCopies(60.0)
+        self.links = GatewayLinks(self.dispatcher, self.copies, SECRET)
+        self._router = RouterLink(world.find_router, FromRouter, ("gateway", name), self.links.shard_peer(0))
+        self.app = build_gateway({"m": model()}, self.dispatcher, GatewayConfig(), copies=self.copies)
+
+    def lose_all(self) -> None:
+        """What its death does to its connections to the cluster."""
+        self._router.close()
+        self.links.close()
+
+
+@asynccontextmanager
+async def gateways(world: ServingWorld) -> AsyncIterator[tuple[Gateway, Gateway]]:
+    pair = Gateway("a", world), Gateway("b", world)
+    try:
+        for gateway in pair:
+            await until(lambda gateway=gateway: len(gateway.links.connections) == len(world.replicas))
+        yield pair
+    finally:
+        for gateway in pair:
+            gateway.lose_all()
+
+
+class Reader:
+    """Collects a stream's tokens."""
+
+    def __init__(self, url: str, last_event_id: str = "") -> None:
+        self.stream = ResumingStream(url, "/v1/completions", BODY, last_event_id=last_event_id)
+        self._events = aiter(self.stream)
+        self.tokens: list[int] = []
+        self.usage: Any = None
+
+    async def take(self, count: int = 1000) -> list[int]:
+        """Until there are so many, or the stream ends."""
+        while len(self.tokens) < count:
+            event = await anext(self._events, None)
+            if event is None:
+                break
+            for choice in event["choices"]:
+                self.tokens += choice["token_ids"]
+            self.usage = event["usage"] or self.usage
+        return self.tokens
+
+
+class Switch:
+    """One address for two gateways, as SO_REUSEPORT or a load balancer gives them."""
+
+    def __init__(self, first: Gateway) -> None:
+        self._present = first
+        self._aborts: list[Callable[[], None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._aborts.append(scope["extensions"][ABORT])
+        await self._present.app(scope, receive, send)
+
+    def turn_to(self, gateway: Gateway) -> None:
+        """The one before is gone with all its connections."""
+        before, self._present = self._present, gateway
+        before.lose_all()
+        for abort in self._aborts:
+            abort()
+
+
+@pytest.mark.parametrize("shard_restarts", [False, True])
+async def test_a_gateway_that_loses_everything(shard_restarts: bool) -> None:
+    async with serving_world(2, step_delay_s=0.002) as world, gateways(world) as (first, second):
+        switch = Switch(first)
+        async with live_server(switch) as url:
+            reader = Reader(url)
+            await reader.take(5)
+            if shard_restarts:
+                await world.restart_router()
+                await until(lambda: len(world.shard.streams) == 1)
+            switch.turn_to(second)
+            assert await reader.take() == chain(PROMPT, LENGTH)
+        assert reader.stream.num_resumed == 1
+        assert reader.usage["completion_tokens"] == LENGTH
+        await until(lambda: world.num_running() == 0)
+
+
+async def test_who_resumes_ends_the_attempt_that_runs_elsewhere() -> None:
+    async with serving_world(2, step_delay_s=0.002) as world, gateways(world) as (first, second):
+        async with live_server(first.app) as one, live_server(second.app) as other:
+            reader = Reader(one)
+            await reader.take(5)
+            taker = Reader(other, reader.stream.last_event_id)
+            await taker.take(1)
+            await until(lambda: first.dispatcher.num_in_flight == 0)
+            await until(lambda: world.num_running() <= 1)
+            assert reader.tokens + await taker.take() == chain(PROMPT, LENGTH)
+            assert taker.stream.num_resumed == 1
+        await until(lambda: world.num_running() == 0)
