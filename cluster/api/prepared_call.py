@@ -65,7 +65,8 @@ class UsageTally:
 
     def add(self, delta: Delta) -> None:
         """Count what a delta brings."""
-        self._outputs[delta.choice] = max(self._outputs[delta.choice], delta.next_index)
+        if delta.next_index > self._outputs[delta.choice]:
+            self._outputs[delta.choice] = delta.next_index
         if delta.choice % self._step == 0:
             self._cached += delta.num_cached_tokens
 
