@@ -99,8 +99,11 @@ def a_gateway(name: str, generator: Generator, *shards: Shard, tenant: str = "t"
     return gateway
 
 
-def uneven_chain(lone_end: bool = False) -> ScriptedGenerator:
-    """The chain, its tokens in groups whose sizes depend on the attempt; `lone_end`: it ends after its last token."""
+def uneven_chain(lone_end: bool = False, hold_at: int | None = None) -> ScriptedGenerator:
+    """The chain, its tokens in groups whose sizes depend on the attempt.
+
+    `lone_end`: the end is told after the last token, `hold_at`: of a stream only so many tokens come, or a few more.
+    """
 
     async def script(request: GenerateRequest) -> AsyncIterator[TokenChunk]:
         rng = random.Random(f"{request.sampling.seed}/{request.attempt}")
@@ -108,7 +111,7 @@ def uneven_chain(lone_end: bool = False) -> ScriptedGenerator:
         index, most = len(request.output_token_ids), request.sampling.max_tokens
         wants = request.sampling.logprobs is not None
         while index < most:
-            await asyncio.sleep(0)
+            await (asyncio.sleep(0) if hold_at is None or index < hold_at else asyncio.Event().wait())
             new: list[int] = []
             for _ in range(min(rng.randint(1, 4), most - index)):
                 new.append(next_chain_token(tokens, VOCAB, (0, 1, 2)))

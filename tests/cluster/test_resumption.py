@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cluster.frames import Fetch, Journal, Keep, Stored
 from cluster.journal_store import JournalStore
 from cluster.stream_copies import StreamCopies
-from tests.cluster.gateway_world import MODEL, live_server, local_generator, until
-from tests.cluster.local_engine import LocalGenerator
+from tests.cluster.gateway_world import MODEL, live_server, until
 from tests.cluster.resume_world import (
     WITH_IDS,
     GatewayInWorld,
@@ -143,20 +142,17 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(gateway: GatewayInWorld, path: str, body: dict[str, Any]) -> AsyncIterator[Reader]:
+async def reading(
+    gateway: GatewayInWorld, method: str, path: str, body: dict[str, Any] | None, last_event_id: str = ""
+) -> AsyncIterator[Reader]:
     """A client that takes events one by one, over a socket."""
+    headers = WITH_IDS | ({"last-event-id": last_event_id} if last_event_id else {})
     async with (
         live_server(gateway.app) as url,
         httpx.AsyncClient(base_url=url) as http,
-        http.stream("POST", path, json=body, headers=WITH_IDS) as answer,
+        http.stream(method, path, json=body, headers=headers) as answer,
     ):
         yield Reader(answer)
-
-
-@asynccontextmanager
-async def engines(count: int) -> AsyncIterator[list[LocalGenerator]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(local_generator(step_delay_s=0.001)) for _ in range(count)]
 
 
 LONG = TEXT | {"max_tokens": 120, "return_token_ids": True} | USAGE
@@ -167,87 +163,74 @@ async def expected_of_long() -> dict[str, Any]:
     return whole_of(events)
 
 
-def same(whole: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """But for the head, which holds the stream's own id and time."""
-    return len(whole["heads"]) == 1 and whole | {"heads": 0} == expected | {"heads": 0}
-
-
 async def test_the_gateway_dies_in_the_middle_and_its_successor_too() -> None:
     shard, expected = Shard(), await expected_of_long()
-    async with engines(3) as each:
-        first, second, third = (a_gateway(name, engine, shard) for name, engine in zip("abc", each, strict=True))
-        async with reading(first, "/v1/completions", LONG) as reader:
-            had = list(await reader.take(20))
-            first.die(shard)
-            stream = had[0].json["id"]
-            async with live_server(second.app) as url, httpx.AsyncClient(base_url=url) as http:
-                headers = {"last-event-id": had[-1].id}
-                async with http.stream("GET", f"/v1/streams/{stream}", headers=headers) as answer:
-                    had += await Reader(answer).take(20)
-                    second.die(shard)
-                    had += await go_on(third, had, stream)
-        assert same(whole_of(had), {**expected, "usage": whole_of(had)["usage"]})
-        assert whole_of(had)["usage"]["completion_tokens"] == 120
-        attempts = [request.attempt for engine in each for request in engine.requests]
-        assert attempts == sorted(set(attempts)), "each newer than the one before, so that an engine ends the older"
+    generators = [uneven_chain(hold_at=20), uneven_chain(hold_at=60), uneven_chain()]
+    first, second, third = (a_gateway(name, each, shard) for name, each in zip("abc", generators, strict=True))
+    async with reading(first, "POST", "/v1/completions", LONG) as reader:
+        had = list(await reader.take(5))
+        first.die(shard)
+        async with reading(second, "GET", f"/v1/streams/{had[0].json['id']}", None, had[-1].id) as successor:
+            had += await successor.take(5)
+            second.die(shard)
+            had += await go_on(third, had, had[0].json["id"])
+    assert whole_of(had) | {"heads": 0} == expected | {"heads": 0}
+    attempts = [request.attempt for generator in generators for request in generator.requests]
+    assert attempts == sorted(set(attempts)), "each newer than the one before, so that an engine ends the older"
 
 
 async def test_a_client_that_lost_its_connection_comes_back_to_the_same_gateway() -> None:
-    shard = Shard()
-    async with local_generator(step_delay_s=0.001) as engine:
-        gateway = a_gateway("a", engine, shard)
-        async with reading(gateway, "/v1/completions", LONG) as reader:
-            had = list(await reader.take(5))
-        await until(lambda: gateway.copies.num_running == 0)
-        assert engine.num_in_flight == 0, "meanwhile nothing is computed"
-        had += await go_on(gateway, had, had[0].json["id"])
-        assert len(whole_of(had)["choices"][0]["ids"]) == 120
+    shard, generator = Shard(), uneven_chain(hold_at=20)
+    gateway = a_gateway("a", generator, shard)
+    async with reading(gateway, "POST", "/v1/completions", LONG) as reader:
+        had = list(await reader.take(5))
+        assert (gateway.copies.num_running, generator.num_open) == (1, 1)
+    await until(lambda: (gateway.copies.num_running, generator.num_open) == (0, 0))
+    gateway = a_gateway("a", uneven_chain(), shard)
+    had += await go_on(gateway, had, had[0].json["id"])
+    assert whole_of(had) | {"heads": 0} == await expected_of_long() | {"heads": 0}
 
 
 async def test_who_resumes_a_running_stream_ends_the_connection_that_had_it() -> None:
-    shard = Shard()
-    async with local_generator(step_delay_s=0.001) as engine:
-        gateway = a_gateway("a", engine, shard)
-        async with reading(gateway, "/v1/completions", LONG) as reader:
-            had = list(await reader.take(5))
-            had += await go_on(gateway, had, had[0].json["id"])
+    shard, generator = Shard(), uneven_chain(hold_at=20)
+    gateway = a_gateway("a", generator, shard)
+    async with reading(gateway, "POST", "/v1/completions", LONG) as reader:
+        had = await reader.take(5)
+        stream = had[0].json["id"]
+        async with reading(gateway, "GET", f"/v1/streams/{stream}", None, had[2].id) as taker:
+            assert [event.data for event in await taker.take(2)] == [event.data for event in had[3:5]]
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 await reader.take(10_000)
-            assert "[DONE]" not in {event.data for event in reader.had}
-        assert len(whole_of(had)["choices"][0]["ids"]) == 120
-        assert gateway.copies.num_running == 0
+            await until(lambda: (gateway.copies.num_running, generator.num_open) == (1, 1))
+    await until(lambda: (gateway.copies.num_running, generator.num_open) == (0, 0))
 
 
 async def test_a_lost_shard_is_made_good_by_another_one() -> None:
     left, right = Shard(), Shard()
-    async with engines(2) as each:
-        first, second = (a_gateway(name, engine, left, right) for name, engine in zip("ab", each, strict=True))
-        async with reading(first, "/v1/completions", LONG) as reader:
-            had = list(await reader.take(5))
-            lost, other = (left, right) if len(left.store) else (right, left)
-            assert (len(lost.store), len(other.store)) == (1, 0)
-            for gateway in (first, second):
-                gateway.copies.on_router_lost(0 if lost is left else 1)
-            assert len(other.store) == 1
-            had = list(await reader.take(10))
-            first.die(other)
-            had += await go_on(second, had, had[0].json["id"])
-        assert len(whole_of(had)["choices"][0]["ids"]) == 120
+    first, second = a_gateway("a", uneven_chain(hold_at=20), left, right), a_gateway("b", uneven_chain(), left, right)
+    async with reading(first, "POST", "/v1/completions", LONG) as reader:
+        had = await reader.take(5)
+        lost, other = (left, right) if len(left.store) else (right, left)
+        assert (len(lost.store), len(other.store)) == (1, 0)
+        for gateway in (first, second):
+            gateway.copies.on_router_lost(0 if lost is left else 1)
+        assert len(other.store) == 1
+        first.die(other)
+        had += await go_on(second, had, had[0].json["id"])
+    assert whole_of(had) | {"heads": 0} == await expected_of_long() | {"heads": 0}
 
 
 async def test_a_shard_that_comes_back_empty_is_told_again() -> None:
     shard = Shard()
-    async with engines(2) as each:
-        first, second = (a_gateway(name, engine, shard) for name, engine in zip("ab", each, strict=True))
-        async with reading(first, "/v1/completions", LONG) as reader:
-            await reader.take(5)
-            shard.store = JournalStore(1 << 20)
-            first.copies.on_router_lost(0)
-            first.connect(shard)
-            had = list(await reader.take(10))
-            first.die(shard)
-            had += await go_on(second, had, had[0].json["id"])
-        assert len(whole_of(had)["choices"][0]["ids"]) == 120
+    first, second = a_gateway("a", uneven_chain(hold_at=20), shard), a_gateway("b", uneven_chain(), shard)
+    async with reading(first, "POST", "/v1/completions", LONG) as reader:
+        had = await reader.take(5)
+        shard.store = JournalStore(1 << 20)
+        first.copies.on_router_lost(0)
+        first.connect(shard)
+        first.die(shard)
+        had += await go_on(second, had, had[0].json["id"])
+    assert whole_of(had) | {"heads": 0} == await expected_of_long() | {"heads": 0}
 
 
 async def test_one_frame_for_all_streams_of_a_wake_up_and_ahead_of_the_client() -> None:
