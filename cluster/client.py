@@ -18,6 +18,7 @@ import httpx
 
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+_GATEWAY_CLOSING = "gateway_closing"  #: `cluster.errors.GatewayClosing`
 
 
 class StreamFailed(Exception):
@@ -150,6 +151,9 @@ class _Reading:
         except ValueError:
             raise StreamLost(f"the server sent what is no event: {data[:200]!r}") from None
         if isinstance(event, dict) and "error" in event:
+            error = event["error"]
+            if isinstance(error, dict) and error.get("code") == _GATEWAY_CLOSING and self.last_event_id:
+                return  # a break with notice: another gateway goes on
             raise _failure(500, event)
         self._has_read, self._lost_at, self._pause_s = True, None, FIRST_PAUSE_S
         self.last_event_id = event_id or self.last_event_id

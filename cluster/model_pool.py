@@ -34,7 +34,7 @@ class ModelPool:
         self.lengths = OutputLengths()
         self.ledger = Ledger(self.lengths)
         self.drain_rate = DrainRate()
-        self.num_granted = self.num_refused = self.num_moved = 0
+        self.num_granted = self.num_migrations = self.num_refused = self.num_moved = 0
         self.num_recomputed_tokens = 0  #: by replicas after preemption, those that are gone included
         self._config = config
         self._policy = policy
@@ -239,6 +239,7 @@ class ModelPool:
         self.drain_rate.note(entry.cost)
         self.fleet.grant(entry, replica, now)
         self.num_granted += 1
+        self.num_migrations += entry.is_migration
         outbox.append((entry.gateway, Grant(*entry.key, replica.replica_id, self._config.lease_s)))
 
     def _park(self, entry: Waiting) -> None:
@@ -317,6 +318,7 @@ class ModelPool:
             "tenants": self.queue.tenants(),
             "drain_cost_per_s": self.drain_rate.per_s,
             "moved": self.num_moved,
+            "migrations": self.num_migrations,
             "reserved": len(self._reserved),
             "output_ratio": self.lengths.ratio,
             "recomputed_tokens": self.num_recomputed_tokens,

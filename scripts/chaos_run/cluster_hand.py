@@ -116,6 +116,8 @@ class _Hand:
 
     def __init__(self, address: str, app: str) -> None:
         self._address, self._app = address, app
+        self._migrations: dict[int, int] = {}
+        self._migrations_of_dead_shards = 0
 
     def join(self) -> None:
         import logging
@@ -140,11 +142,21 @@ class _Hand:
         return {"model": first["model"], "vocab_size": first["engine"]["vocab_size"]}
 
     def migrations(self) -> int | None:
-        found = self._status().get("migrations")
-        return None if found is None else int(found)
+        self._count_migrations(self._status())
+        return sum(self._migrations.values()) + self._migrations_of_dead_shards
+
+    def _count_migrations(self, status: Mapping[str, Any]) -> None:
+        """A shard that starts anew counts anew."""
+        for shard in status.get("shards", ()):
+            number = int(shard["shard"])
+            count = sum(queue["migrations"] for queue in shard["queues"].values())
+            if count < self._migrations.get(number, 0):
+                self._migrations_of_dead_shards += self._migrations[number]
+            self._migrations[number] = count
 
     def view(self) -> ClusterView:
         status, actors = self._status(), _living_actors()
+        self._count_migrations(status)
         reporting = {
             replica["replica_id"]: replica["pids"][0]
             for replica in status["replicas"]
@@ -166,17 +178,23 @@ class _Hand:
         )  # fmt: skip
 
     def drain(self, replica: str) -> None:
-        from deployments.commands.drain import drain_replica
+        import ray
 
-        drain_replica(replica)
+        from deployments.commands.local_cluster import find_routers
+
+        if not any(ray.get([shard.drain.remote(replica) for shard in find_routers()], timeout=ANSWER_S)):
+            raise RuntimeError(f"no router shard knows the replica {replica}")
 
     def redeploy(self, config_file: str) -> None:
+        import logging
+
         from ray import serve
         from ray.serve import RunTarget
 
         from cluster.config_reader import read_config
         from deployments.app import build_app
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         app = build_app(read_config(file=config_file))
         serve.run_many([RunTarget(app, name=self._app)], wait_for_applications_running=False)
 
@@ -199,6 +217,9 @@ class _Hand:
 
 class _PlainHand(_Hand):
     """The same for the baseline, of which Ray Serve's controller alone knows who works."""
+
+    def migrations(self) -> None:
+        """There are none."""
 
     def view(self) -> ClusterView:
         from ray import serve

@@ -10,6 +10,7 @@ gaps of `NOTICED_S` or more: a stream on another replica, which noticed nothing,
 import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from scripts.chaos_run.journal import Journal
 from scripts.chaos_run.lag import Lateness
@@ -91,15 +92,28 @@ def _rank(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def dead_and_frozen(gaps: Sequence[Gap]) -> tuple[GapFigures, GapFigures]:
-    """Figures around processes that died or left, and around frozen ones."""
-    frozen = [gap for gap in gaps if gap.fault.kind is Kind.FREEZE_REPLICA]
-    return GapFigures.of(gap for gap in gaps if gap.fault.kind is not Kind.FREEZE_REPLICA), GapFigures.of(frozen)
+class Sort(StrEnum):
+    """Kinds of faults by what a client may feel of them."""
+
+    DEAD = "dead"
+    FROZEN = "frozen"
+    LEAVING = "leaving"  #: drained or replaced
+
+    @classmethod
+    def of(cls, kind: Kind) -> "Sort":
+        leaving = kind in (Kind.DRAIN_REPLICA, Kind.REDEPLOY)
+        return cls.FROZEN if kind is Kind.FREEZE_REPLICA else cls.LEAVING if leaving else cls.DEAD
 
 
-def broken_bounds(dead: GapFigures, frozen: GapFigures) -> list[str]:
+def figures(gaps: Sequence[Gap]) -> dict[Sort, GapFigures]:
+    """Of each sort of fault."""
+    return {sort: GapFigures.of(gap for gap in gaps if Sort.of(gap.fault.kind) is sort) for sort in Sort}
+
+
+def broken_bounds(found_gaps: Sequence[Gap]) -> list[str]:
     """What is over its bound."""
-    found = []
+    found, of = [], figures(found_gaps)
+    dead, frozen = of[Sort.DEAD], of[Sort.FROZEN]
     if dead.p99 > DEAD_P99_S:
         found.append(f"gaps after dead processes: p99 {dead.p99:.2f} s is over {DEAD_P99_S} s")
     if frozen.longest > FROZEN_MAX_S:

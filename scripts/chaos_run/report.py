@@ -3,7 +3,7 @@
 from collections import Counter
 
 from scripts.chaos_run.campaign import Outcome
-from scripts.chaos_run.gaps import GapFigures, broken_bounds, dead_and_frozen
+from scripts.chaos_run.gaps import GapFigures, Sort, broken_bounds, figures
 from scripts.chaos_run.oracle import Wrong
 
 MAX_SHOWN = 20
@@ -15,7 +15,7 @@ def failures(outcome: Outcome, with_gaps: bool) -> list[str]:
     found = [str(violation) for violation in outcome.violations] + outcome.troubles
     if outcome.num_near_ties > NEAR_TIE_SHARE * max(1, outcome.num_positions):
         found.append(f"{outcome.num_near_ties} near-ties in {outcome.num_positions} positions are too many")
-    return found + (broken_bounds(*dead_and_frozen(outcome.gaps)) if with_gaps else [])
+    return found + (broken_bounds(outcome.gaps) if with_gaps else [])
 
 
 def summary(outcome: Outcome, seed: int, failed: bool) -> str:
@@ -23,7 +23,7 @@ def summary(outcome: Outcome, seed: int, failed: bool) -> str:
     wrong = Counter(violation.kind for violation in outcome.violations)
     by_kind = Counter(str(fault.kind) for fault in outcome.faults)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(by_kind.items()))
-    dead, frozen = dead_and_frozen(outcome.gaps)
+    gaps = {sort: _figures(found) for sort, found in figures(outcome.gaps).items()}
     counts = ", ".join(f"{wrong[kind]} {name}" for kind, name in _NAMES.items())
     moved = "?" if outcome.migrations is None else str(outcome.migrations)
     ties = f", {outcome.num_near_ties} near-ties" if outcome.num_near_ties else ""
@@ -32,7 +32,7 @@ def summary(outcome: Outcome, seed: int, failed: bool) -> str:
         f"in {outcome.seconds:.0f} s: {counts}{ties}; "
         f"{sum(journal.num_resumed > 0 for journal in outcome.journals)} resumed, "
         f"{sum(journal.num_sent > 1 for journal in outcome.journals)} sent again, {moved} migrations; "
-        f"gaps {_figures(dead)}, of frozen ones {_figures(frozen)}; "
+        f"gaps after dead processes {gaps[Sort.DEAD]}, frozen {gaps[Sort.FROZEN]}, leaving {gaps[Sort.LEAVING]}; "
         f"client late by at most {outcome.own.longest_s:.2f} s, machine by {outcome.machine.longest_s:.2f} s: "
         f"{'FAILED' if failed else 'passed'}"
     )
@@ -47,10 +47,10 @@ _NAMES = {
 }
 
 
-def _figures(figures: GapFigures) -> str:
-    if not figures.count:
+def _figures(found: GapFigures) -> str:
+    if not found.count:
         return "none noticed"
-    return f"p50 {figures.p50:.2f} p99 {figures.p99:.2f} max {figures.longest:.2f} s ({figures.count})"
+    return f"p50 {found.p50:.2f} p99 {found.p99:.2f} max {found.longest:.2f} s ({found.count})"
 
 
 def details(outcome: Outcome, found: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """An HTTP client that keeps a journal and does not give up: what breaks is resumed, or sent again if nothing was read.
 
 Every exchange has a connection of its own. A broken event stream goes on at `GET /v1/streams/{id}` with `Last-Event-ID`
-at whatever gateway answers; a request of which nothing has arrived is sent again.
+at whatever gateway answers; a request of which nothing has arrived is sent again. A gateway that says that it closes
+is a connection that breaks with notice.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from scripts.chaos_run.journal import Chunk, Event, Journal
 from scripts.chaos_run.workload import Ask
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.25  #: between attempts to connect
+
+_CLOSING = b'"code":"gateway_closing"'
 
 #: What happens to a received event before the journal sees it: nothing, or a planted bug.
 Receive = Callable[[Event], list[Event]]
@@ -39,7 +42,7 @@ class _Answer(asyncio.Protocol):
         self._is_stream = False
         self.body = b""
         self.status = 0
-        self.is_whole = False
+        self.is_whole = self.is_closing = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -68,7 +71,9 @@ class _Answer(asyncio.Protocol):
         *events, self._rest = (self._rest + body).split(b"\n\n")
         for event in events:
             fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if not line.startswith(b":"))
-            if b"data" in fields:
+            if _CLOSING in fields.get(b"data", b""):
+                self.is_closing = True
+            elif b"data" in fields:
                 self._sink(Event(fields.get(b"id", b"").decode(), fields[b"data"]))
 
     def on_message_complete(self) -> None:
@@ -137,13 +142,15 @@ class StreamClient:
             await answer.ended
         finally:
             transport.abort()
-        if not answer.status or not answer.is_whole:
+        if not answer.status or not answer.is_whole or (answer.status == 503 and _CLOSING in answer.body):
             raise _Broken
         if answer.status != 200:
             journal.errors.append(f"status {answer.status}: {answer.body[:300].decode(errors='replace')}")
         elif answer.body:
             journal.read_chunk(msgspec.json.decode(answer.body, type=Chunk), time.monotonic())
             journal.num_done += 1
+        elif answer.is_closing:
+            raise _Broken
         elif not journal.is_over:
             journal.errors.append("the stream ended cleanly without [DONE] and without an error event")
 

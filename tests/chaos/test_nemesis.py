@@ -4,7 +4,7 @@ from array import array
 
 import pytest
 
-from scripts.chaos_run.gaps import GapFigures, broken_bounds, dead_and_frozen, find_gaps
+from scripts.chaos_run.gaps import Gap, Sort, broken_bounds, figures, find_gaps
 from scripts.chaos_run.journal import ChoiceJournal, Journal
 from scripts.chaos_run.lag import Lateness
 from scripts.chaos_run.nemesis import WEIGHTS, ClusterView, Fault, Kind, Nemesis, Process, Whole
@@ -69,10 +69,20 @@ def test_the_clients_own_lateness_is_taken_off() -> None:
 
 def test_a_short_gap_makes_no_figure_better() -> None:
     streams = [journal(9.99, 10.01, 10.03), journal(9.9, 10.4)]
-    dead, frozen = dead_and_frozen(find_gaps(streams, [Fault(Kind.KILL_REPLICA, None, at=10.0)], Lateness()))
-    assert (dead.count, round(dead.p50, 3), frozen.count) == (1, 0.5, 0)
+    of = figures(find_gaps(streams, [Fault(Kind.KILL_REPLICA, None, at=10.0)], Lateness()))
+    assert (of[Sort.DEAD].count, round(of[Sort.DEAD].p50, 3), of[Sort.FROZEN].count) == (1, 0.5, 0)
 
 
-def test_bounds() -> None:
-    assert broken_bounds(GapFigures(9, 0.1, 0.5, 9.0), GapFigures(9, 1.0, 1.9, 2.0)) == []
-    assert len(broken_bounds(GapFigures(9, 0.1, 0.51, 0.6), GapFigures(9, 1.0, 1.9, 2.1))) == 2
+@pytest.mark.parametrize(
+    ("kind", "seconds", "broken"),
+    [
+        (Kind.KILL_GATEWAY, 0.49, False),
+        (Kind.KILL_GATEWAY, 0.6, True),
+        (Kind.FREEZE_REPLICA, 1.9, False),
+        (Kind.FREEZE_REPLICA, 2.1, True),
+        (Kind.REDEPLOY, 3.0, False),
+    ],
+)
+def test_bounds(kind: Kind, seconds: float, broken: bool) -> None:
+    gap = Gap(Fault(kind, None, at=10.0), "r", 10.0, seconds, 0.0)
+    assert bool(broken_bounds([gap])) is broken

@@ -142,3 +142,14 @@ async def test_no_server_is_told_at_once() -> None:
     with pytest.raises(StreamLost) as lost:
         [event async for event in ResumingStream("http://127.0.0.1:9", PATH, BODY)]
     assert isinstance(lost.value.__cause__, httpx.ConnectError)
+
+
+def test_a_gateway_that_closes_is_a_break_with_notice() -> None:
+    closing = b'data: {"error":{"message":"bye","code":"gateway_closing"}}\n\n'
+    reading = client._Reading(PATH, BODY, {}, 60.0)
+    first = list(reading.read(b'id: s:0\ndata: {"choices":[]}\n\n' + closing))
+    assert (first, reading.is_done) == ([{"choices": []}], False)
+    assert reading.pause(0.0) >= 0 and reading.request()["url"] == "/v1/streams/s"
+    unbegun = client._Reading(PATH, BODY, {}, 60.0)
+    with pytest.raises(StreamFailed, match="bye"):
+        list(unbegun.read(closing))
