@@ -54,6 +54,7 @@ def _add_cluster_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--early-binding", action="store_true", help="replicas take all at once, so requests wait there (comparison)"
     )
+    group.add_argument("--report-every", type=float, metavar="S", help="replicas report only so often (comparison)")
     group.add_argument("--config", metavar="FILE", help="YAML file: its router section is used")
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                        help="a router setting, for example router.max_queued_requests=100")  # fmt: skip
@@ -182,6 +183,7 @@ def _simulate(args: argparse.Namespace, cost: CostModel, config: RouterConfig, a
         num_gateways=args.gateways,
         faults=tuple(parse_fault(text) for text in args.fault),
         timeout_s=args.timeout,
+        report_every_s=args.report_every,
         binds_early=args.early_binding,
         seed=args.seed,
     )

@@ -64,10 +64,11 @@ class SimulatedReplica:
         queue: EventQueue,
         on_chunks: Callable[["SimulatedReplica", list[TokenChunk]], None],
         on_report: Callable[["SimulatedReplica", Report], None],
-        slowness: float = 1.0,
+        report_every_s: float | None = None,
     ) -> None:
+        """`report_every_s`: report so often and not otherwise, which no real replica does."""
         self.info = info
-        self.slowness = slowness  #: each step takes so many times what the cost model says
+        self.slowness = 1.0  #: each step takes so many times what the cost model says
         self.usage = Usage()
         self.is_alive = True
         self.scheduler = Scheduler(cost.engine_config(), info.engine)
@@ -78,6 +79,8 @@ class SimulatedReplica:
         self._accepted: list[tuple[str, int]] = []
         self._reported: tuple[int, int] = (-1, -1)
         self._is_computing = False
+        self._reports_changes = report_every_s is None
+        self._heartbeat_s = report_every_s or HEARTBEAT_S
 
     def start(self) -> None:
         """Report for the first time, then with every heartbeat."""
@@ -143,7 +146,7 @@ class SimulatedReplica:
         self._report_changes(self.scheduler.load())
 
     def _report_changes(self, load: EngineLoad) -> None:
-        if self._accepted or (load.free_slots, load.free_blocks) != self._reported:
+        if self._reports_changes and (self._accepted or (load.free_slots, load.free_blocks) != self._reported):
             self._report(load)
 
     def _report(self, load: EngineLoad) -> None:
@@ -154,4 +157,4 @@ class SimulatedReplica:
     def _heartbeat(self, _: None) -> None:
         if self.is_alive:
             self._report(self.scheduler.load())
-            self._queue.after(HEARTBEAT_S, self._heartbeat, None)
+            self._queue.after(self._heartbeat_s, self._heartbeat, None)

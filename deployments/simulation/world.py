@@ -47,6 +47,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     delays: Delays = Delays()
     faults: tuple[Fault, ...] = ()
     timeout_s: float = 600.0
+    report_every_s: float | None = None  #: replicas report so often; None: as real ones do
     binds_early: bool = False  #: replicas always say that they have room, so requests wait there: for comparison
     seed: int = 0
 
@@ -96,7 +97,8 @@ class World:
         cost = self.setup.cost
         replica_id = f"replica-{number}" + (f".{generation}" if generation else "")
         info = ReplicaInfo(replica_id, MODEL, "simulated", 0, [], f"host-{number}", cost.engine_info())
-        replica = SimulatedReplica(info, cost, self.queue, self._on_chunks, self._on_report)
+        every_s = self.setup.report_every_s
+        replica = SimulatedReplica(info, cost, self.queue, self._on_chunks, self._on_report, every_s)
         shard = number % len(self.shards)
         self.replicas.append(replica)
         self._by_id[replica_id] = replica, shard
