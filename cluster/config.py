@@ -115,7 +115,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="With `prefix_affinity`: so much more work a replica may have and still be chosen for its "
             "cached prefix.",
         ),
-    ] = 8192
+    ] = 2048
     tenants: Annotated[dict[str, TenantConfig], Meta(description="Tenants with a standing of their own, by name.")] = {}
     max_queued_requests: Annotated[
         int,

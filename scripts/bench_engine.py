@@ -12,6 +12,7 @@ in real traffic), and every request generates exactly the number of tokens drawn
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deployments.simulation import workload as trace
 from deployments.simulation.cost_model import CostModel, MeasuredStep, contents, fit_steps, write_cost_model
+from deployments.simulation.workload import write_trace
 from engine.config import Batching, DType, EngineConfig, EngineInfo
 from engine.core import EngineCore, StepExecutor
 from engine.openmp import wait_briefly
@@ -98,6 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=Path, metavar="FILE", help="write each step's contents and seconds, a line each"
     )
+    parser.add_argument(
+        "--write-trace", type=Path, metavar="FILE", help="write the load as a trace for `manta simulate`"
+    )
     parser.add_argument("--cost-model", type=Path, metavar="FILE", help="fit a cost model to the steps and write it")
 
 
@@ -127,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
     )
     core, info = _start(args.model, config)
     arrivals = draw_arrivals(args, info.vocab_size)
+    if args.write_trace:
+        write_trace(args.write_trace, _as_trace(arrivals, args.prefix_len))
     results = []
     for batching in dict.fromkeys([args.batching, *args.compare]):
         recorder = StepRecorder(core.executor)
@@ -205,6 +213,13 @@ def draw_arrivals(args: argparse.Namespace, vocab_size: int) -> list[Arrival]:
         arrivals.append(Arrival(at, GenerateRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling)))
         at += rng.exponential(1.0 / args.rate) if args.rate else 0.0
     return arrivals
+
+
+def _as_trace(arrivals: list[Arrival], prefix_len: int) -> Iterator[trace.Arrival]:
+    group = 1 if prefix_len else 0
+    for arrival in arrivals:
+        prompt, sampling = arrival.request.prompt_token_ids, arrival.request.sampling
+        yield trace.Arrival(arrival.at, len(prompt), sampling.max_tokens, group=group, prefix_tokens=prefix_len)
 
 
 def measure(core: EngineCore, arrivals: list[Arrival], name: str) -> Measured:

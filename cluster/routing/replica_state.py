@@ -11,6 +11,8 @@ from cluster.frames import ReplicaInfo, Report
 from cluster.waiting import Key, Waiting
 from engine.request import EngineLoad
 
+SEQUENCE_TOKENS = 128  #: of prompt that one running sequence weighs as much as (docs/simulation.md)
+
 
 @dataclass(slots=True)
 class Granted:
@@ -63,10 +65,11 @@ class ReplicaState:
 
     @property
     def work_tokens(self) -> int:
-        """Work ahead of a new request: prompt tokens still to compute, and one token per running sequence."""
+        """Work ahead of a new request: prompt tokens still to compute, and what each running sequence stands for."""
         if self.load is None:
             return 0
-        return self.load.queued_tokens + self.load.num_running + self._granted_tokens + len(self.granted)
+        num_running = self.load.num_running + len(self.granted)
+        return self.load.queued_tokens + self._granted_tokens + SEQUENCE_TOKENS * num_running
 
     def blocks_for(self, num_tokens: int) -> int:
         """KV blocks that so many tokens and the next one need."""

@@ -48,8 +48,8 @@ def test_blocks_are_credit_too() -> None:
 
 def test_the_least_loaded_replica_is_chosen_and_dispatch_counts_at_once() -> None:
     shard = router()
-    add_replica(shard, "r1", queued_tokens=10)
-    add_replica(shard, "r2", queued_tokens=0)
+    add_replica(shard, "r1", queued_tokens=200)
+    add_replica(shard, "r2", queued_tokens=0)  # each grant of 8 tokens adds 8 + 128
     chosen = [grants(shard.on_enqueue("g", descriptor(name, tokens=8), 0.0)) for name in ("a", "b", "c")]
     assert chosen == [[("a", "r2")], [("b", "r2")], [("c", "r1")]]
 

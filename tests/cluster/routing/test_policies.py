@@ -18,9 +18,9 @@ def test_prefix_affinity_goes_where_the_prefix_is() -> None:
     report(fleet, "a", queued=10)
     fleet.grant(waiting("first", 12, hashes="xyz"), fleet.replicas["a"], 0.0)
     assert name_of(chosen.choose(waiting(prompt=40), fleet, 0.0)) == "b"
-    # "a" has 10 + 12 + 1 tokens of work: three cached blocks of 4 are not worth it; on an equal load they are
+    # "a" has 10 + 12 + 128 tokens of work: three cached blocks of 4 are not worth it; on an equal load they are
     assert name_of(chosen.choose(waiting(prompt=40, hashes="xyz"), fleet, 0.0)) == "b"
-    report(fleet, "b", queued=12)
+    report(fleet, "b", queued=140)
     assert name_of(chosen.choose(waiting(prompt=40, hashes="xyz"), fleet, 0.0)) == "a"
     assert name_of(chosen.choose(waiting(prompt=40, hashes="xq"), fleet, 0.0)) == "b"
 
@@ -28,10 +28,10 @@ def test_prefix_affinity_goes_where_the_prefix_is() -> None:
 def test_prefix_affinity_is_capped() -> None:
     fleet = fleet_of("a", "b")
     fleet.grant(waiting("first", 12, hashes="xyz"), fleet.replicas["a"], 0.0)
-    report(fleet, "b", queued=6)
+    report(fleet, "b", queued=134)
     asked = waiting(prompt=40, hashes="xyz")
-    assert name_of(policy(Policy.PREFIX_AFFINITY, cap=8192).choose(asked, fleet, 0.0)) == "a"  # 13 - 12 against 6
-    assert name_of(policy(Policy.PREFIX_AFFINITY, cap=4).choose(asked, fleet, 0.0)) == "b"  # 13 - 4 against 6
+    assert name_of(policy(Policy.PREFIX_AFFINITY, cap=8192).choose(asked, fleet, 0.0)) == "a"  # 140 - 12
+    assert name_of(policy(Policy.PREFIX_AFFINITY, cap=4).choose(asked, fleet, 0.0)) == "b"  # 140 - 4
 
 
 def test_least_loaded_by_work_in_tokens() -> None:
