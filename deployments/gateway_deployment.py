@@ -25,9 +25,9 @@ from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.http_door import HttpDoor
 from deployments.leave import Leave
-from deployments.router_actor import join_router
+from deployments.router_actor import configure_routers, join_router
 from deployments.router_link import RouterLink
-from deployments.router_store import cluster_secret, publish_router_config
+from deployments.router_store import cluster_secret
 from deployments.take_leave import drain_gateway
 from deployments.termination import on_sigterm
 
@@ -51,7 +51,7 @@ class GatewayDeployment:
     async def __init__(self, config: str, *engines: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = msgspec.json.decode(config, type=MantaConfig)
         name = serve.get_replica_context().replica_id.unique_id
-        publish_router_config(self._config.router)
+        configure_routers(self._config.router)
         self._dispatcher = Dispatcher(name)
         num_shards = self._config.router.shards
         copies = StreamCopies(self._config.gateway.resume_s, num_shards)

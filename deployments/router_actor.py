@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 
+from cluster.config import RouterConfig
 from deployments.router_link import RouterAddress
 from deployments.router_shard import RouterShard
-from deployments.router_store import cluster_secret, published_router_config
+from deployments.router_store import cluster_secret, publish_router_config, published_router_config
 
 NAMESPACE = "manta"
 UNUSED_S = 60.0
@@ -96,6 +97,13 @@ def router_shard(number: int) -> Any:
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(RouterActor)
     named = actor.options(name=router_name(number), namespace=NAMESPACE, lifetime="detached", get_if_exists=True)
     return named.remote(number)
+
+
+def configure_routers(config: RouterConfig) -> None:
+    """Publish the configuration; shards that run with another one take it up, shards that do not run are started."""
+    publish_router_config(config)
+    for number in range(config.shards):
+        router_shard(number).configure.remote()
 
 
 async def join_router(number: int) -> RouterAddress:

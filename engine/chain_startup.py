@@ -8,6 +8,7 @@ from engine.config import ChainConfig, EngineConfig, EngineInfo
 from engine.core import EngineCore
 from engine.errors import ConfigError
 from engine.scheduler import Scheduler
+from engine.step_progress import StepProgress
 
 VOCAB_SIZE = 2048  #: that of the demo model, whose tokenizer it shares
 MAX_MODEL_LEN = 32768
@@ -35,4 +36,6 @@ def start_chain_engine(config: EngineConfig, chain: ChainConfig) -> tuple[Engine
     executor = ChainExecutor(
         VOCAB_SIZE, info.num_blocks, info.block_size, chain.step_s, chain.token_s, weights=chain.weights
     )
-    return EngineCore(Scheduler(config, info), executor), info
+    progress = StepProgress()
+    progress.longest_gap_s = chain.step_s + chain.token_s * config.max_batched_tokens  # it sleeps, and shows nothing
+    return EngineCore(Scheduler(config, info), executor, progress), info

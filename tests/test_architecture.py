@@ -137,11 +137,12 @@ def test_cluster_sees_only_messages_settings_and_errors_of_an_engine() -> None:
 
 
 def serving_modules() -> list[str]:
-    """Modules that run in gateway and router processes, which must start without torch."""
+    """Modules that run in the processes of gateways, routers and chain replicas, which must start without torch."""
     files = source_files("cluster") + [
         path
         for path in source_files("deployments")
-        if path.name.startswith(("gateway", "router", "transport")) or path.stem in {"app", "cli", "local_cluster"}
+        if path.name.startswith(("gateway", "router", "replica", "transport"))
+        or path.stem in {"app", "cli", "local_cluster", "http_door", "leave", "take_leave", "termination"}
     ]
     return [relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files]
 
