@@ -161,16 +161,33 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ge=0.0, description="So long they may run where no other replica has their weights, as when those change."
         ),
     ] = 600.0
+    tensor_parallel: Annotated[
+        int, Meta(ge=1, le=64, description="Processes (ranks) that each hold a part of every layer. On one host, CPU.")
+    ] = 1
+    pipeline_parallel: Annotated[
+        int, Meta(ge=1, le=64, description="Stages that each hold some of the layers. On one host, CPU.")
+    ] = 1
+    rank_timeout_s: Annotated[
+        float,
+        Meta(gt=0.0, description="A replica of many ranks is lost when none of them moves, or one is silent, so long."),
+    ] = 10.0
     engine: EngineConfig = EngineConfig()
     chain: ChainConfig = ChainConfig()
 
     def __post_init__(self) -> None:
+        if self.is_chain and self.num_ranks > 1:
+            raise ConfigError("tensor_parallel", self.tensor_parallel, "the model `chain` has nothing to split: give 1")
         if self.chain != ChainConfig() and not self.is_chain:
             raise ConfigError("chain", msgspec.to_builtins(self.chain), f"is for the model `chain`, not {self.model!r}")
         tokens, sequences = self.engine.max_batched_tokens, self.engine.max_num_seqs
         if tokens < sequences:
             remedy = f"give at least max_num_seqs = {sequences}: each running sequence takes a token of a step"
             raise ConfigError("engine.max_batched_tokens", tokens, remedy)
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute one replica."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def is_chain(self) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import ray
@@ -32,6 +32,7 @@ from engine.errors import EngineDead
 from engine.openmp import wait_briefly
 from engine.request import EngineLoad, TokenChunk
 from parallel.cores import CoreShare, read_host_cores, share_cores
+from parallel.layout import RankLayout
 
 logger = logging.getLogger("manta.replica")
 T = TypeVar("T")
@@ -63,7 +64,8 @@ class ReplicaDeployment:
         finds = [partial(join_router, shard) for shard in range(num_shards)]
         self._links = ReplicaLinks(self._replica_id, self._server, finds, home, self._leave.begin)
         on_sigterm(lambda: self._loop.call_soon_threadsafe(self._leave.begin))
-        me = ReplicaInfo(self._replica_id, model, host, port, [os.getpid()], os.uname().nodename, info)
+        pids = list(info.rank_pids) or [os.getpid()]
+        me = ReplicaInfo(self._replica_id, model, host, port, pids, os.uname().nodename, info)
         self._server.announce(me, core.scheduler.load())
         self._engine.start()
 
@@ -71,27 +73,32 @@ class ReplicaDeployment:
         if self._model.is_chain:
             return start_chain_engine(self._model.engine, self._model.chain)
         wait_briefly()  # before torch brings OpenMP
-        from engine.startup import start_engine  # imports torch, which the process that builds the app never needs
+        from engine.startup import start_engine, start_engine_of_ranks  # import torch, which only engines need
 
+        model = self._model
         note = router_shard(0).note_phase.remote
-        return start_engine(
-            self._model.location,
-            self._model.engine,
-            cores=self._cores(),
-            num_replicas=sum(model.replicas for model in self._config.models),
-            progress=lambda phase, seconds: note(self._replica_id, phase, seconds),
+        common: dict[str, Any] = {
+            "num_replicas": sum(model.replicas for model in self._config.models),
+            "progress": lambda phase, seconds: note(self._replica_id, phase, seconds),
+        }
+        if model.num_ranks == 1:
+            return start_engine(model.location, model.engine, cores=self._cores()[0], **common)
+        layout = RankLayout(model.tensor_parallel, model.pipeline_parallel)
+        return start_engine_of_ranks(
+            model.location, model.engine, layout, cores=self._cores(), rank_timeout_s=model.rank_timeout_s, **common
         )
 
-    def _cores(self) -> CoreShare:
-        """This replica's share of its host: replicas of all models are dealt the cores in the order of the config."""
-        before = 0
+    def _cores(self) -> list[CoreShare]:
+        """A share of this host for each rank: those of all models are dealt the cores in the order of the config."""
+        first = 0
         for model in self._config.models:
             if model is self._model:
                 break
-            before += model.replicas
-        total = sum(model.replicas for model in self._config.models)
+            first += model.replicas * model.num_ranks
+        total = sum(model.replicas * model.num_ranks for model in self._config.models)
+        first += self._model.num_ranks * self._rank_on_host
         shares = share_cores(read_host_cores(), total)
-        return shares[(before + self._rank_on_host) % total]
+        return [shares[(first + index) % total] for index in range(self._model.num_ranks)]
 
     async def _drain(self) -> None:
         drain = ReplicaDrain(self._loop.time(), self._model.drain_s, self._model.grace_s)

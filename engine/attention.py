@@ -55,7 +55,8 @@ class PagedStep:
     ) -> torch.Tensor:
         """See `AttentionStep`."""
         self.progress.tick()
-        key_cache, value_cache = self.cache.keys[layer], self.cache.values[layer]
+        index = layer - self.cache.first_layer
+        key_cache, value_cache = self.cache.keys[index], self.cache.values[index]
         self.backend.write_kv(key, value, key_cache, value_cache, self.slot_mapping)
         attended = self.backend.paged_attention(
             query,

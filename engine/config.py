@@ -120,6 +120,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int  #: that sequences can use (the null block is not counted)
     max_num_seqs: int
     eos_token_ids: tuple[int, ...] = ()
+    rank_pids: tuple[int, ...] = ()  #: process id by rank; empty when the engine computes in its own process
     startup_s: dict[str, float] = {}  #: seconds per phase: load, compile, warm_up, ...
 
     @property

@@ -35,6 +35,8 @@ def fuse_decoder(
     """The model's layers as one call over `cache`; None, and a line in the log, where they stay modules."""
     if kernels is None or model.device.type != "cpu" or model.dtype is not torch.bfloat16:
         return None
+    if not model.part.is_whole:
+        return None  # between its layers ranks speak to each other
     try:
         parts, shape = _known_parts(model)
         with torch.inference_mode():

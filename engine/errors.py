@@ -6,6 +6,7 @@
         UnsupportedArchitecture
         BadCheckpoint        missing, truncated, misfitting or unsafe files; names the file
       RequestRefused         a request this engine can never run
+      RankLost               a rank has died, broken or stopped; names it
       EngineDead             the engine has stopped; nothing it holds will finish
       KernelBuildError       the CPU kernels could not be compiled
 
@@ -56,6 +57,17 @@ class RequestRefused(MantaError):
 
     def __str__(self) -> str:
         return f"request {self.request_id}: {self.why}"
+
+
+class RankLost(MantaError):
+    """A rank of this replica computes no more, and so the replica does not."""
+
+    def __init__(self, rank: int, step: int, why: str) -> None:
+        super().__init__(rank, step, why)
+        self.rank, self.step, self.why = rank, step, why
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}, step {self.step}: {self.why}"
 
 
 class EngineDead(MantaError):

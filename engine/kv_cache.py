@@ -34,7 +34,10 @@ class LayerShape:
 
 
 class KVCache:
-    """`keys[layer]` and `values[layer]`, each [num_blocks, num_kv_heads, block_size, head_dim], zero at first."""
+    """`keys[layer]` and `values[layer]`, each [num_blocks, num_kv_heads, block_size, head_dim], zero at first.
+
+    Index 0 is the first layer of this rank's pipeline stage, number `first_layer` of the model.
+    """
 
     def __init__(
         self,
@@ -44,8 +47,10 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        first_layer: int = 0,
     ) -> None:
         self.layers = layers
+        self.first_layer = first_layer
         self.num_blocks = num_blocks  #: the null block included
         self.block_size = block_size
         shapes = [(num_blocks, layer.num_kv_heads, block_size, layer.head_dim) for layer in layers]

@@ -4,7 +4,9 @@ The architectures are transformers' own; its loader maps names and merges what a
 projections). What cannot run on a paged cache is refused by name, before the weights where that can be seen.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from engine.config import DType
 from engine.errors import BadCheckpoint, UnsupportedArchitecture
 from engine.kernels.cpu import native_bf16
 from engine.kv_cache import LayerShape
+from engine.rank_part import RankPart
+from engine.sliced_weights import SlicedWeights, sliced_class
+from parallel.layout import RankLayout
 
 #: Kinds of layer, as configs list them, that keep keys and values of every position.
 _PAGED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -34,12 +39,26 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     vocab_size: int
-    layers: list[LayerShape]  #: what each layer caches per token
+    layers: list[LayerShape]  #: what each layer of this rank caches per token
+    part: RankPart
+
+    @property
+    def first_layer(self) -> int:
+        """Number of the first layer of this rank's stage."""
+        return 0 if self.part.stage_cut is None else self.part.stage_cut.layers.start
 
     def forward(
         self, input_ids: torch.Tensor, positions: torch.Tensor, step: AttentionStep, keep: torch.Tensor | None
     ) -> torch.Tensor:
-        """Logits [len(keep), vocabulary] for a flat batch of T tokens; `keep` None keeps all T."""
+        """Logits [len(keep), vocabulary] for a flat batch of T tokens; `keep` None keeps all T.
+
+        They are whole only where `part.computes_logits`; elsewhere the answer means nothing.
+        """
+        if self.part.stage_cut is not None and not self.part.stage_cut.is_last:
+            hidden: torch.Tensor = self.module.base_model(  # type: ignore[operator]  # the next stage goes on from here
+                input_ids=input_ids[None], position_ids=positions[None], use_cache=False, attention_step=step
+            ).last_hidden_state
+            return hidden[0, :, :0]
         output = self.module(
             input_ids=input_ids[None],
             position_ids=positions[None],
@@ -139,26 +158,44 @@ def position_limit(checkpoint: Checkpoint, config: Any) -> int:
     return limit
 
 
-def load_model(checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Build the model and fill it; refuses weights that are missing or belong to nothing, naming them."""
+def load_model(
+    checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, device: torch.device, part: RankPart | None = None
+) -> LoadedModel:
+    """Build the model (or a rank's part) and fill it; refuses weights that are missing or belong to nothing."""
     register_attention()
-    module, report = _from_pretrained(checkpoint, config, dtype)
+    part = part or RankPart(RankLayout(), 0)
+    module, report = _from_pretrained(checkpoint, config, dtype, part)
     _check_report(checkpoint, report)
     module = module.to(device).requires_grad_(False).eval()
+    part.join(module, dtype, device)
     return LoadedModel(
         module=module,
         device=device,
         dtype=dtype,
         vocab_size=int(config.vocab_size),
-        layers=_probe_layers(checkpoint, config, module, device),
+        layers=_probe_layers(checkpoint, config, module, device, part),
+        part=part,
     )
 
 
-def _from_pretrained(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+def _from_pretrained(
+    checkpoint: Checkpoint, config: Any, dtype: torch.dtype, part: RankPart
+) -> tuple[nn.Module, dict[str, Any]]:
     """The filled module, and what transformers reports about the weights."""
+    if part.is_whole:
+        return _call_loader(transformers.AutoModelForCausalLM, checkpoint, checkpoint.path, config, dtype)
+    with ExitStack() as files:
+        weights = SlicedWeights(checkpoint, part, files)
+        model_class = sliced_class(getattr(transformers, checkpoint.architecture), weights)
+        return _call_loader(model_class, checkpoint, None, config, dtype, state_dict=weights)
+
+
+def _call_loader(
+    model_class: Any, checkpoint: Checkpoint, path: Path | None, config: Any, dtype: torch.dtype, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        module, report = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
+        module, report = model_class.from_pretrained(
+            path,
             config=config,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
@@ -167,6 +204,7 @@ def _from_pretrained(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) ->
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they come in the report, and are refused with it
             output_loading_info=True,
+            **options,
         )
     except ImportError as error:
         raise UnsupportedArchitecture(_title(checkpoint), f"needs a package that is not installed: {error}") from error
@@ -217,8 +255,11 @@ class _Probe:
         return torch.zeros_like(query)
 
 
-def _probe_layers(checkpoint: Checkpoint, config: Any, module: nn.Module, device: torch.device) -> list[LayerShape]:
+def _probe_layers(
+    checkpoint: Checkpoint, config: Any, module: nn.Module, device: torch.device, part: RankPart
+) -> list[LayerShape]:
     """Run two tokens through the model and see what its layers cache: exact for any architecture."""
+    mine = range(config.num_hidden_layers) if part.stage_cut is None else part.stage_cut.layers
     probe = _Probe()
     with torch.inference_mode():
         tokens = torch.arange(2, device=device)[None]
@@ -232,10 +273,12 @@ def _probe_layers(checkpoint: Checkpoint, config: Any, module: nn.Module, device
             ) from error
     kinds = getattr(config, "layer_types", None) or []
     for layer, kind in enumerate(kinds):
+        if layer not in mine:
+            continue
         if kind == "sliding_attention" and probe.windows.get(layer) != getattr(config, "sliding_window", None):
             probe.problem = f"layer {layer} should slide, but does not pass its window to the attention interface"
-    if sorted(probe.layers) != list(range(config.num_hidden_layers)):
-        probe.problem = f"{len(probe.layers)} of {config.num_hidden_layers} layers use the attention interface"
+    if sorted(probe.layers) != list(mine):
+        probe.problem = f"{len(probe.layers)} of {len(mine)} layers use the attention interface"
     if probe.problem:
         raise UnsupportedArchitecture(_title(checkpoint), probe.problem)
-    return [probe.layers[layer] for layer in range(config.num_hidden_layers)]
+    return [probe.layers[layer] for layer in mine]

@@ -62,8 +62,21 @@ class ModelRunner:
         """Which attention implementation it runs on."""
         return self._backend.name
 
+    @property
+    def samples(self) -> bool:
+        """Whether this rank samples and answers."""
+        return self._model.part.computes_logits
+
+    def learn_tokens(self, sampled: list[tuple[int, int]]) -> None:
+        """Before the next plan: what the sampling rank has sampled since the last one, as (sequence, token)."""
+        if not self.samples:  # that rank knows it already
+            self._sequences.learn_tokens(sampled)
+
     def execute(self, plan: StepPlan) -> StepResult:
-        """Drop, learn, compute, sample; the sampled tokens are kept for the next step."""
+        """Drop, learn, compute, sample; the sampled tokens are kept for the next step.
+
+        A rank that does not sample answers without tokens: they come with `learn_tokens`.
+        """
         self.progress.begin_step()
         if self._pinned_thread != get_ident():
             self._pin_thread()
@@ -85,6 +98,8 @@ class ModelRunner:
         with torch.inference_mode():
             logits = self._forward(batch, keep)
             self.progress.tick()
+            if not self.samples:
+                return StepResult(plan.step, [])
             prompt_logprobs = self._prompt_logprobs(plan.scheduled, batch, prompt_spans, logits[num_sampled:])
             sampled = self._sample(logits[:num_sampled], batch.rows[sampling])
         return StepResult(plan.step, _sampled_tokens(plan.scheduled, sampled), prompt_logprobs)

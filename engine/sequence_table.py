@@ -76,6 +76,13 @@ class SequenceTable:
         self.tokens[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
 
+    def learn_tokens(self, sampled: list[tuple[int, int]]) -> None:
+        """Keep what another rank has sampled, (sequence id, token id) each; dropped sequences are passed over."""
+        known = [(row, token_id) for owner, token_id in sampled if (row := self._row_of.get(owner)) is not None]
+        if known:
+            rows, token_ids = np.array(known, dtype=np.int64).T
+            self.append_tokens(rows, token_ids)
+
     def lay_out(self, scheduled: list[ScheduledSequence], num_padding_tokens: int) -> FlatBatch:
         """The flat batch of a step, after its new blocks have joined the block tables."""
         rows = np.array([self._extend_blocks(entry) for entry in scheduled], dtype=np.int64)

@@ -2,30 +2,33 @@
 
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
 import torch
-import transformers
 
 from engine.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from engine.config import EngineConfig, EngineInfo
-from engine.core import EngineCore
-from engine.errors import BadCheckpoint, ConfigError
-from engine.kernels.fuse import fuse_modules
+from engine.core import EngineCore, StepExecutor
+from engine.errors import BadCheckpoint
 from engine.kernels.library import Kernels, load_kernels
-from engine.kernels.linear import pack_linears
-from engine.kv_cache import KVCache, bytes_per_token, count_blocks, fit_model_len, free_memory
-from engine.model_loader import LoadedModel, choose_device, choose_dtype, load_model, model_config, position_limit
+from engine.kv_cache import fit_model_len
+from engine.model_loader import LoadedModel, choose_device
 from engine.model_runner import ModelRunner
+from engine.model_start import build_runner, count_fitting_blocks, load_part
+from engine.rank_part import RankPart
+from engine.rank_startup import start_rank_group
 from engine.scheduler import Scheduler
+from engine.step_progress import StepProgress
 from engine.warm_up import measure_patience, warm_up
 from parallel.cores import CoreShare
+from parallel.layout import RankLayout
 
 log = logging.getLogger(__name__)
+
+RANK_TIMEOUT_S = 10.0  #: see `rank_timeout_s` of `cluster.config.ModelConfig`
 
 #: Called with (phase, 0.0) when a phase begins and with (phase, its seconds) when it has ended.
 Progress = Callable[[str, float], object]
@@ -59,7 +62,7 @@ def start_engine(
     num_replicas: int = 1,
     progress: Progress | None = None,
 ) -> tuple[EngineCore, EngineInfo]:
-    """Load `model` (a folder or a hub id) and return its engine, warm, with nothing running.
+    """Load `model` (a folder or a hub id) in this process and return its engine, warm, with nothing running.
 
     `cores` are those the engine computes on (default: those of this process), `num_replicas` the engines of this
     host that share its memory. Raises `ModelRefused` or `ConfigError`. The engine may be driven by any one thread.
@@ -73,16 +76,56 @@ def start_engine(
             kernels = load_kernels() if device.type == "cpu" else None
         with phases.phase("load"):
             checkpoint = read_checkpoint(path, model)
-            loaded, limit = _load(checkpoint, config, device, kernels)
+            loaded, limit = load_part(checkpoint, config, device, kernels, RankPart(RankLayout(), 0))
             runner, info = _build(checkpoint, loaded, config, limit, num_replicas, kernels, cores)
         with phases.phase("warm_up"):
-            if not warm_up(runner, info, config.max_batched_tokens):
-                raise BadCheckpoint(
-                    model, f"its logits are not finite in {info.dtype}: use dtype float32, or check the weights"
-                )
-            measure_patience(runner, info, config.max_batched_tokens, runner.progress)
+            _warm_up(runner, info, model, config, runner.progress)
     info = msgspec.structs.replace(info, startup_s=phases.seconds)
     return EngineCore(Scheduler(config, info), runner, runner.progress), info
+
+
+def start_engine_of_ranks(
+    model: str,
+    config: EngineConfig,
+    layout: RankLayout,
+    *,
+    cores: Sequence[CoreShare] = (),
+    num_replicas: int = 1,
+    rank_timeout_s: float = RANK_TIMEOUT_S,
+    progress: Progress | None = None,
+) -> tuple[EngineCore, EngineInfo]:
+    """The same with a process for each rank of `layout`; `cores` is one share for each, or none.
+
+    The executor's `close` ends the ranks. Raises `RankLost` too.
+    """
+    phases = Phases(progress)
+    with phases.phase("download"):
+        path = find_checkpoint(model)
+    with phases.phase("compile"):
+        load_kernels()  # once, not in each rank
+    with phases.phase("load"):
+        checkpoint = read_checkpoint(path, model)
+        group, info = start_rank_group(
+            checkpoint, config, layout, cores=cores, num_replicas=num_replicas, timeout_s=rank_timeout_s
+        )
+    try:
+        with phases.phase("warm_up"):
+            _warm_up(group, info, model, config, group.progress)
+    except BaseException:
+        group.close()
+        raise
+    info = msgspec.structs.replace(info, startup_s=phases.seconds)
+    return EngineCore(Scheduler(config, info), group, group.progress), info
+
+
+def _warm_up(
+    executor: StepExecutor, info: EngineInfo, model: str, config: EngineConfig, progress: StepProgress
+) -> None:
+    if not warm_up(executor, info, config.max_batched_tokens):
+        raise BadCheckpoint(
+            model, f"its logits are not finite in {info.dtype}: use dtype float32, or check the weights"
+        )
+    measure_patience(executor, info, config.max_batched_tokens, progress)
 
 
 @contextmanager
@@ -100,27 +143,6 @@ def _on_cores(cores: CoreShare | None, config: EngineConfig) -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def _load(
-    checkpoint: Checkpoint, config: EngineConfig, device: torch.device, kernels: Kernels | None
-) -> tuple[LoadedModel, int]:
-    """The model in its final form, and the longest sequence it can hold."""
-    described = model_config(checkpoint)
-    limit = position_limit(checkpoint, described)
-    if config.max_model_len is not None and config.max_model_len > limit:
-        raise ConfigError(
-            "engine.max_model_len", config.max_model_len, f"the model holds {limit} tokens: lower it to {limit} or less"
-        )
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    dtype = choose_dtype(config.dtype, checkpoint, device)
-    loaded = load_model(checkpoint, described, dtype=dtype, device=device)
-    if kernels is not None and dtype is torch.bfloat16:
-        fused = fuse_modules(loaded.module, kernels)
-        packed = pack_linears(loaded.module, kernels)
-        log.info("packed %d linear layers, fused %s, left %s", packed, fused.replaced, fused.refused)
-    return loaded, limit
-
-
 def _build(
     checkpoint: Checkpoint,
     loaded: LoadedModel,
@@ -131,27 +153,15 @@ def _build(
     cores: CoreShare | None,
 ) -> tuple[ModelRunner, EngineInfo]:
     """The cache, as large as memory allows, and the runner around it."""
-    device, dtype = loaded.device, loaded.dtype
-    num_blocks = count_blocks(
-        config,
-        bytes_per_token(loaded.layers, dtype) * config.block_size,
-        max_model_len=config.max_model_len or limit,
-        free_bytes=free_memory(device),
-        device_type=device.type,
-        num_replicas=num_replicas,
-    )
+    num_blocks = count_fitting_blocks(loaded, config, limit, num_replicas)
     max_model_len = fit_model_len(config, model_limit=limit, num_blocks=num_blocks)
-    cache = KVCache(loaded.layers, num_blocks=num_blocks + 1, block_size=config.block_size, dtype=dtype, device=device)
-    runner = ModelRunner(
-        loaded, cache, kernels, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len, cores=cores
-    )
-    log.info("%d KV blocks of %d tokens, %s attention", num_blocks, config.block_size, runner.attention_name)
+    runner = build_runner(loaded, kernels, config, num_blocks=num_blocks, max_model_len=max_model_len, cores=cores)
     info = EngineInfo(
         model_path=str(checkpoint.path),
         architecture=checkpoint.architecture,
         weights_revision=checkpoint.weights_revision,
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
         vocab_size=loaded.vocab_size,
         max_model_len=max_model_len,
         block_size=config.block_size,

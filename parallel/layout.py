@@ -19,6 +19,10 @@ class LayoutError(ValueError):
         return f"{self.equation}: {self.remedy}"
 
 
+class CannotSplit(LayoutError):
+    """The architecture has no plan for this kind of parallelism, or one that is not understood."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class RankPosition:
     """Where a rank sits: its pipeline stage, and its part of that stage's tensors."""

@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def derived(config: MantaConfig) -> dict[str, Any]:
     """What follows from the settings on this machine, before anything is loaded."""
-    shares = share_cores(read_host_cores(), sum(model.replicas for model in config.models))
+    shares = share_cores(read_host_cores(), sum(model.replicas * model.num_ranks for model in config.models))
     return {
         "url": f"http://{config.gateway.host}:{config.gateway.port}",
         "served_names": [model.served_name for model in config.models],
         "locations": [model.location for model in config.models],
-        "threads_per_replica": [share.num_threads for share in shares],
+        "threads_per_rank": [share.num_threads for share in shares],
     }

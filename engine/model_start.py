@@ -1,0 +1,79 @@
+"""What each process that computes does at its start: load its part of the model, say what fits, build its runner."""
+
+import logging
+import sys
+
+import torch
+import transformers
+
+from engine.checkpoint import Checkpoint
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.kernels.fuse import fuse_modules
+from engine.kernels.library import Kernels
+from engine.kernels.linear import pack_linears
+from engine.kv_cache import KVCache, bytes_per_token, count_blocks, free_memory
+from engine.model_loader import LoadedModel, choose_dtype, load_model, model_config, position_limit
+from engine.model_runner import ModelRunner
+from engine.rank_part import RankPart
+from parallel.cores import CoreShare
+
+log = logging.getLogger(__name__)
+
+
+def load_part(
+    checkpoint: Checkpoint, config: EngineConfig, device: torch.device, kernels: Kernels | None, part: RankPart
+) -> tuple[LoadedModel, int]:
+    """The model, or a rank's part of it, in its final form, and the longest sequence it can hold."""
+    described = model_config(checkpoint)
+    limit = position_limit(checkpoint, described)
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            "engine.max_model_len", config.max_model_len, f"the model holds {limit} tokens: lower it to {limit} or less"
+        )
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    dtype = choose_dtype(config.dtype, checkpoint, device)
+    loaded = load_model(checkpoint, described, dtype=dtype, device=device, part=part)
+    if kernels is not None and dtype is torch.bfloat16:
+        fused = fuse_modules(loaded.module, kernels)
+        packed = pack_linears(loaded.module, kernels)
+        log.info("packed %d linear layers, fused %s, left %s", packed, fused.replaced, fused.refused)
+    return loaded, limit
+
+
+def count_fitting_blocks(loaded: LoadedModel, config: EngineConfig, limit: int, num_sharing: int) -> int:
+    """KV blocks that this process has room for, beside the others of the `num_sharing` engines on its host."""
+    return count_blocks(
+        config,
+        bytes_per_token(loaded.layers, loaded.dtype) * config.block_size,
+        max_model_len=config.max_model_len or limit,
+        free_bytes=free_memory(loaded.device),
+        device_type=loaded.device.type,
+        num_replicas=num_sharing,
+    )
+
+
+def build_runner(
+    loaded: LoadedModel,
+    kernels: Kernels | None,
+    config: EngineConfig,
+    *,
+    num_blocks: int,
+    max_model_len: int,
+    cores: CoreShare | None,
+) -> ModelRunner:
+    """The cache of `num_blocks` blocks, and the runner around it."""
+    cache = KVCache(
+        loaded.layers,
+        num_blocks=num_blocks + 1,
+        block_size=config.block_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+        first_layer=loaded.first_layer,
+    )
+    runner = ModelRunner(
+        loaded, cache, kernels, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len, cores=cores
+    )
+    log.info("%d KV blocks of %d tokens, %s attention", num_blocks, config.block_size, runner.attention_name)
+    return runner

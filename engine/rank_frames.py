@@ -1,0 +1,173 @@
+"""The messages between the driver of a replica and its ranks, and the rank's end of the connection.
+
+The rank dials, proves that it knows the group's secret (`engine.framing`), and then:
+
+    rank -> driver      Loaded, Ready, Done, Beat, Broken
+    driver -> rank      Allocate, Execute
+
+A secret belongs to one group: the driver draws it and hands it to the ranks with `RankStart`, through a pipe.
+"""
+
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import BadCheckpoint, ConfigError, UnsupportedArchitecture
+from engine.framing import Challenge, Frame, FrameDecoder, FrameError, Hello, encode, prove
+from engine.step import StepPlan, StepResult
+from parallel.layout import CannotSplit, LayoutError
+
+ROLE = "rank"
+COLLECTIVE_FAILED = "CollectiveFailed"  #: the kind of `Broken` that another rank's death causes
+_CHUNK = 1 << 16
+
+
+class RankStart(Frame, frozen=True, tag="start"):
+    """All that a rank process is told, on its standard input, which stays open as long as its driver lives."""
+
+    rank: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    model: str
+    folder: str
+    config: EngineConfig
+    host: str  #: of the driver's socket and of the store
+    port: int
+    store_port: int
+    generation: int
+    secret: bytes
+    driver_pid: int
+    num_sharing: int  #: processes of this host that share its memory
+    cores: tuple[int, ...]  #: empty: any
+    num_threads: int
+    timeout_s: float  #: longest wait for another rank
+
+
+class Loaded(Frame, frozen=True, tag="loaded"):
+    """The rank holds its part of the model."""
+
+    dtype: str
+    device: str
+    vocab_size: int
+    position_limit: int
+    num_blocks: int  #: KV blocks it has room for
+    num_weight_bytes: int
+
+
+class Allocate(Frame, frozen=True, tag="allocate"):
+    """What all ranks have room for."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+class Ready(Frame, frozen=True, tag="ready"):
+    """The rank has its cache and has met the others."""
+
+    attention: str
+
+
+class Execute(Frame, frozen=True, tag="execute"):
+    """Compute this step. `sampled`: (sequence, token) of results that were not yet told."""
+
+    plan: StepPlan
+    sampled: list[tuple[int, int]]
+
+
+class Done(Frame, frozen=True, tag="done"):
+    """From the rank that samples: what the step came to."""
+
+    result: StepResult
+
+
+class Beat(Frame, frozen=True, tag="beat"):
+    """Ten times a second while a step is computed: how far the rank has come."""
+
+    step: int
+    count: int  #: ticks of its `StepProgress`
+    collective: int  #: number of the last one begun
+    inside: str  #: the one it waits in; empty: it computes
+
+
+class Broken(Frame, frozen=True, tag="broken"):
+    """The rank ends. `kind` and `arguments` are those of the error."""
+
+    kind: str
+    arguments: list[str]
+    step: int
+
+
+ToRank = Challenge | Allocate | Execute
+FromRank = Hello | Loaded | Ready | Done | Beat | Broken
+
+
+class DriverGone(Exception):
+    """The driver has closed the connection: the rank has nothing more to do."""
+
+
+class DriverConnection:
+    """The rank's blocking end. `send` may be called from any thread."""
+
+    def __init__(self, start: RankStart) -> None:
+        self._socket = socket.create_connection((start.host, start.port), start.timeout_s)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._decoder: FrameDecoder[Any] = FrameDecoder(ToRank)
+        self._waiting: deque[Any] = deque()
+        self._lock = threading.Lock()
+        challenge = self.receive()
+        if not isinstance(challenge, Challenge):
+            raise FrameError("the first message must be a challenge")
+        name = str(start.rank)
+        self.send(Hello(ROLE, name, prove(start.secret, challenge.nonce, ROLE, name)))
+        self._socket.settimeout(None)
+
+    def send(self, frame: Frame) -> None:
+        """Raises OSError when the driver is gone."""
+        with self._lock:
+            self._socket.sendall(encode(frame))
+
+    def close(self) -> None:
+        """Say no more."""
+        self._socket.close()
+
+    def receive(self) -> Any:
+        """The next message. Raises `DriverGone` when there will be none."""
+        while not self._waiting:
+            try:
+                data = self._socket.recv(_CHUNK)
+            except ConnectionError:
+                data = b""
+            if not data:
+                raise DriverGone
+            self._waiting += self._decoder.feed(data)
+        return self._waiting.popleft()
+
+
+def read_start(stream: Any) -> RankStart:
+    """The start message on standard input. Raises `DriverGone` when the driver has died before it wrote it."""
+    decoder: FrameDecoder[RankStart] = FrameDecoder(RankStart)
+    while True:
+        data = stream.read1(_CHUNK)
+        if not data:
+            raise DriverGone
+        for start in decoder.feed(data):
+            return start
+
+
+#: What a rank may find wrong with what it was given; anything else is the rank's own end.
+_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (ConfigError, BadCheckpoint, UnsupportedArchitecture, LayoutError, CannotSplit)
+}
+
+
+def broken_by(error: BaseException, step: int) -> Broken:
+    """How a rank tells what it ends of."""
+    return Broken(type(error).__name__, [str(argument) for argument in error.args], step)
+
+
+def error_of(broken: Broken) -> Exception | None:
+    """The error that the rank raised, when it finds something wrong with the model or the configuration."""
+    kind = _ERRORS.get(broken.kind)
+    return None if kind is None else kind(*broken.arguments)

@@ -1,0 +1,54 @@
+"""The part of a model that one rank of a replica holds: which layers, which slices, and what joins it to the others.
+
+`cut` and the slices are for loading (`engine.model_loader`); `connect` follows when the rank has met its group.
+"""
+
+from typing import Any
+
+import torch
+
+from parallel.layout import RankLayout
+from parallel.process_group import RankGroups
+from parallel.stage_cut import PipeLink, StageCut, cut_stage, join_stage
+from parallel.tensor_cut import TensorCut, cut_tensors, join_layers, reduce_outputs
+from parallel.tensor_group import GroupLink
+
+
+class RankPart:
+    """Rank `rank` of `layout`. One use: it belongs to the one model that it has cut."""
+
+    def __init__(self, layout: RankLayout, rank: int) -> None:
+        self.layout, self.rank = layout, rank
+        self._position = layout.position(rank)
+        self._tensors = GroupLink(self._position.tp_rank, layout.tensor_parallel)
+        self._pipe = PipeLink()
+        self.tensor_cut = TensorCut(self._position.tp_rank, layout.tensor_parallel)
+        self.stage_cut: StageCut | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """One rank holds everything."""
+        return self.layout.world_size == 1
+
+    @property
+    def computes_logits(self) -> bool:
+        """This rank samples and answers: rank 0 of the last stage."""
+        return self.layout.is_last_stage(self.rank) and self._position.tp_rank == 0
+
+    def cut(self, model: Any) -> None:
+        """Leave this rank's part of a model on the meta device. Raises `LayoutError`."""
+        self.stage_cut = cut_stage(model, self.layout, self.rank)
+        self.tensor_cut = cut_tensors(model, self.layout.tensor_parallel, self._position.tp_rank)
+
+    def join(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        """Put the modules in place that will speak to other ranks; they still rehearse."""
+        join_layers(model, self.tensor_cut, self._tensors)
+        join_stage(model, self.stage_cut, self._pipe, dtype, device)
+
+    def connect(self, model: Any, groups: RankGroups) -> None:
+        """From now on the model computes together with its group; after fusing and packing."""
+        reduce_outputs(model, self.tensor_cut, self._tensors)
+        if groups.tensor is not None:
+            self._tensors.group = groups.tensor
+        if groups.pipe is not None:
+            self._pipe.pipe = groups.pipe

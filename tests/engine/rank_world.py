@@ -1,0 +1,98 @@
+"""Ranks as threads of this process: real parts of a model, real gloo groups, no processes."""
+
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from engine.checkpoint import read_checkpoint
+from engine.config import EngineConfig, EngineInfo
+from engine.core import EngineCore
+from engine.model_runner import ModelRunner
+from engine.model_start import build_runner, load_part
+from engine.rank_part import RankPart
+from engine.scheduler import Scheduler
+from engine.step import StepPlan, StepResult
+from parallel.layout import RankLayout
+from parallel.process_group import Progress, join_groups
+
+CPU = torch.device("cpu")
+TIMEOUT_S = 20.0
+
+
+class ThreadedRanks:
+    """`StepExecutor` over the ranks of a layout, one thread each."""
+
+    def __init__(self, runners: list[ModelRunner], parts: list[RankPart], modules: list[Any]) -> None:
+        self._store = dist.HashStore()
+        self._plans: list[queue.Queue[tuple[StepPlan, list[tuple[int, int]]] | None]] = [queue.Queue() for _ in parts]
+        self._results: queue.Queue[StepResult | Exception] = queue.Queue()
+        self._sampled: list[tuple[int, int]] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(rank, *rest), daemon=True)
+            for rank, rest in enumerate(zip(runners, parts, modules, strict=True))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, rank: int, runner: ModelRunner, part: RankPart, module: Any) -> None:
+        try:
+            progress = Progress()
+            groups = join_groups(
+                self._store, part.layout, rank, host="127.0.0.1", timeout_s=TIMEOUT_S, progress=progress
+            )
+            part.connect(module, groups)
+            while (order := self._plans[rank].get()) is not None:
+                plan, sampled = order
+                runner.learn_tokens(sampled)
+                result = runner.execute(plan)
+                if part.computes_logits:
+                    self._results.put(result)
+        except Exception as error:
+            self._results.put(error)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        for plans in self._plans:
+            plans.put((plan, self._sampled))
+        result = self._results.get(timeout=TIMEOUT_S)
+        if isinstance(result, Exception):
+            raise result
+        self._sampled = [(token.sequence_id, token.token_id) for token in result.sampled]
+        return result
+
+    def close(self) -> None:
+        for plans in self._plans:
+            plans.put(None)
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+
+
+def threaded_engine(folder: Path, config: EngineConfig, layout: RankLayout) -> EngineCore:
+    """An engine whose ranks are threads; `config` says how many tokens the cache holds."""
+    checkpoint = read_checkpoint(folder)
+    parts = [RankPart(layout, rank) for rank in range(layout.world_size)]
+    loaded = [load_part(checkpoint, config, CPU, None, part) for part in parts]
+    max_model_len = config.max_model_len or loaded[0][1]
+    assert config.kv_cache_tokens is not None
+    num_blocks = config.kv_cache_tokens // config.block_size
+    runners = [
+        build_runner(model, None, config, num_blocks=num_blocks, max_model_len=max_model_len, cores=None)
+        for model, _ in loaded
+    ]
+    info = EngineInfo(
+        model_path=str(folder),
+        architecture=checkpoint.architecture,
+        weights_revision=checkpoint.weights_revision,
+        dtype="float32",
+        device="cpu",
+        vocab_size=loaded[0][0].vocab_size,
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+    )
+    executor = ThreadedRanks(runners, parts, [model.module for model, _ in loaded])
+    return EngineCore(Scheduler(config, info), executor)

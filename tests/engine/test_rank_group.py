@@ -1,0 +1,257 @@
+"""The driver's side of many ranks, against ranks that are threads, and one group of real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.errors import BadCheckpoint, ConfigError, RankLost
+from engine.framing import Hello, encode
+from engine.rank_frames import Beat, Broken, Done, DriverConnection, DriverGone, broken_by
+from engine.rank_group import RankGroup, RankListener
+from engine.startup import start_engine, start_engine_of_ranks
+from engine.step import SampledToken, StepPlan, StepResult
+from parallel.layout import RankLayout
+from tests.engine.rank_starts import rank_start
+from tests.engine.test_ranks import CONFIG, answers, arrivals
+from tests.engine.tiny_models import save_tiny_model
+
+PATIENCE_S = 0.5
+
+
+class NoProcesses:
+    """Ranks that are threads here: nothing to start or to end."""
+
+    pids = (1, 2)
+
+    def __init__(self) -> None:
+        self.closed: list[bool] = []
+
+    def exit_codes(self) -> list[int | None]:
+        return [None, -9]
+
+    def close(self, *, force: bool = False) -> None:
+        self.closed.append(force)
+
+
+class FakeRanks:
+    """Two ranks that behave as `behave(rank, connection)` says."""
+
+    def __init__(self, behave: Callable[[int, DriverConnection], None]) -> None:
+        listener = RankListener("127.0.0.1")
+        self.processes = NoProcesses()
+        for rank in (1, 0):
+            threading.Thread(target=self._run, args=(rank, listener, behave), daemon=True).start()
+        peers = listener.accept(2, 5.0, lambda: None)
+        listener.close()
+        self.group = RankGroup(peers, self.processes, None, PATIENCE_S)  # type: ignore[arg-type]
+
+    def _run(self, rank: int, listener: RankListener, behave: Callable[[int, DriverConnection], None]) -> None:
+        connection = DriverConnection(rank_start(rank, listener))
+        try:
+            behave(rank, connection)
+        except (DriverGone, OSError):
+            pass
+        finally:
+            connection.close()
+
+
+def plan(step: int) -> StepPlan:
+    return StepPlan(step=step, dropped_ids=[], new_sequences=[], scheduled=[])
+
+
+def test_a_plan_goes_to_all_with_what_was_sampled_before_and_one_answers() -> None:
+    heard: list[tuple[int, int, list[tuple[int, int]]]] = []
+
+    def behave(rank: int, connection: DriverConnection) -> None:
+        while True:
+            order = connection.receive()
+            heard.append((rank, order.plan.step, order.sampled))
+            if rank == 0:
+                connection.send(Beat(order.plan.step, 1, 0, ""))
+                connection.send(Done(StepResult(order.plan.step, [SampledToken(7, 100 + order.plan.step)])))
+
+    ranks = FakeRanks(behave)
+    assert [ranks.group.execute(plan(step)).step for step in (1, 2)] == [1, 2]
+    ranks.group.close()
+    assert {(rank, step): sampled for rank, step, sampled in heard if rank == 0} == {(0, 1): [], (0, 2): [(7, 101)]}
+    assert ranks.processes.closed == [False]
+
+
+def test_two_plans_may_be_on_their_way() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        orders = [connection.receive(), connection.receive()]
+        if rank == 0:
+            for order in orders:
+                connection.send(Done(StepResult(order.plan.step, [])))
+        connection.receive()
+
+    ranks = FakeRanks(behave)
+    ranks.group.submit(plan(1))
+    ranks.group.submit(plan(2))
+    assert [ranks.group.collect().step, ranks.group.collect().step] == [1, 2]
+    ranks.group.close()
+
+
+def test_a_rank_that_is_gone_is_named_with_its_signal() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        connection.receive()
+        if rank == 0:
+            connection.receive()
+
+    ranks = FakeRanks(behave)
+    with pytest.raises(RankLost, match=r"rank 1, step 3: .*signal 9"):
+        ranks.group.execute(plan(3))
+    ranks.group.close()
+    assert ranks.processes.closed == [True]
+
+
+def test_a_broken_collective_is_the_fault_of_the_rank_that_was_killed() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        connection.receive()
+        if rank == 0:
+            connection.send(Broken("CollectiveFailed", ["all_reduce (number 4)", "reset by peer"], 3))
+        time.sleep(PATIENCE_S)
+
+    ranks = FakeRanks(behave)
+    with pytest.raises(RankLost, match=r"rank 1, step 3: it was killed \(signal 9\)"):
+        ranks.group.execute(plan(3))
+    ranks.group.close()
+
+
+def test_a_frozen_rank_is_told_from_those_that_wait_for_it() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        connection.receive()
+        for count in range(100):
+            if rank == 0:
+                connection.send(Beat(3, count, 17, "all_reduce"))
+            time.sleep(0.05)
+
+    ranks = FakeRanks(behave)
+    with pytest.raises(RankLost, match=r"rank 1, step 3: has said nothing for .*frozen"):
+        ranks.group.execute(plan(3))
+    assert ranks.group.progress.count > 3  # the beats of the other were seen to move
+    ranks.group.close()
+
+
+def test_when_nothing_moves_the_rank_that_others_wait_for_is_named_with_the_collective() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        connection.receive()
+        for _ in range(100):
+            connection.send(Beat(3, 5, 17 + rank, "all_reduce" if rank else "all_gather"))
+            time.sleep(0.05)
+
+    ranks = FakeRanks(behave)
+    with pytest.raises(RankLost, match=r"rank 0, .*not moved.* in all_gather \(collective 17\)"):
+        ranks.group.execute(plan(3))
+    ranks.group.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BadCheckpoint("model", "is damaged"), BadCheckpoint),
+        (ConfigError("engine.max_model_len", 9, "lower it"), ConfigError),
+        (RuntimeError("out of memory"), RankLost),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_a_rank_ends_of_arrives_as_it_was_raised(error: Exception, expected: type[Exception]) -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        connection.receive()
+        if rank == 1:
+            connection.send(broken_by(error, 4))
+        connection.receive()
+
+    ranks = FakeRanks(behave)
+    with pytest.raises(expected) as raised:
+        ranks.group.execute(plan(4))
+    assert str(error.args[-1]) in str(raised.value)
+    ranks.group.close()
+
+
+def test_who_does_not_know_the_secret_is_no_rank() -> None:
+    listener = RankListener("127.0.0.1")
+    stranger = socket.create_connection(("127.0.0.1", listener.port))
+    stranger.sendall(encode(Hello("rank", "0", b"x" * 32)))
+    threading.Thread(target=DriverConnection, args=(rank_start(1, listener, b"wrong"),), daemon=True).start()
+    with pytest.raises(RankLost, match="rank 0, step 0: has not called"):
+        listener.accept(2, 0.5, lambda: None)
+    stranger.close()
+    listener.close()
+
+
+ORPHANS = """
+import os, signal, sys
+from engine.rank_group import RankListener
+from engine.rank_spawn import RankProcesses
+from tests.engine.rank_starts import rank_start
+listener = RankListener("127.0.0.1")
+processes = RankProcesses([rank_start(rank, listener) for rank in range(2)])
+print(*processes.pids, flush=True)
+signal.pause()
+"""
+
+
+def gone(pids: list[int]) -> bool:
+    alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return not alive
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def driver() -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
+def test_no_rank_outlives_its_driver_even_if_it_is_frozen(driver: "subprocess.Popen[str]") -> None:
+    assert driver.stdout is not None
+    pids = [int(pid) for pid in driver.stdout.readline().split()]
+    assert wait_until(lambda: all(len(psutil.Process(pid).net_connections()) == 1 for pid in pids)), "they call"
+    os.kill(pids[0], signal.SIGSTOP)
+    driver.kill()
+    assert wait_until(lambda: gone(pids))
+
+
+def test_processes_say_what_one_says_and_a_killed_one_is_named(tmp_path: Path) -> None:
+    folder = save_tiny_model("llama", tmp_path)
+    asked = arrivals(3)
+    expected = answers(start_engine(str(folder), CONFIG)[0], asked)
+    core, info = start_engine_of_ranks(str(folder), CONFIG, RankLayout(2, 1), rank_timeout_s=60.0)
+    pids = list(info.rank_pids)
+    try:
+        assert len(pids) == 2 and core.progress.patience_s > 0
+        for _, request in asked:
+            core.scheduler.add(request, 0.0)
+        got: dict[str, list[int]] = {}
+        while (chunks := core.step(0.0)) is not None:
+            for chunk in chunks:
+                got.setdefault(chunk.request_id, []).extend(chunk.token_ids)
+        assert got == expected
+        os.kill(pids[1], signal.SIGKILL)
+        core.scheduler.add(asked[0][1], 0.0)
+        with pytest.raises(RankLost, match=r"rank 1, step \d+: .*signal 9"):
+            while core.step(0.0) is not None:
+                pass
+    finally:
+        core.executor.close()
+    assert gone(pids)
