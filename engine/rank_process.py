@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class _Rank:
 
         from engine.checkpoint import read_checkpoint
         from engine.kernels.library import load_kernels
+        from engine.kernels.shared_group import join_shared_memory
         from engine.model_loader import choose_device
         from engine.model_start import build_runner, count_fitting_blocks, load_part
         from engine.rank_part import RankPart
@@ -119,9 +121,9 @@ class _Rank:
         self._connection.send(Loaded(dtype, str(device), loaded.vocab_size, limit, num_blocks, sum(weights)))
         order: Allocate = self._connection.receive()  # comes when all have loaded
         store = reach_store(start.host, start.store_port, start.generation, start.timeout_s)
-        groups = join_groups(
-            store, part.layout, start.rank, host=start.host, timeout_s=start.timeout_s, progress=self._place
-        )
+        waits: dict[str, Any] = {"timeout_s": start.timeout_s, "progress": self._place}
+        by_memory = None if kernels is None else partial(join_shared_memory, kernels, **waits)
+        groups = join_groups(store, part.layout, start.rank, host=start.host, join_tensor_group=by_memory, **waits)
         part.connect(loaded.module, groups)
         runner = build_runner(
             loaded, kernels, start.config, num_blocks=order.num_blocks, max_model_len=order.max_model_len, cores=cores

@@ -5,6 +5,7 @@ generations one after the other and several ranks can be threads of one process.
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -112,10 +113,24 @@ class RankGroups:
     pipe: GlooPipe | None
 
 
+#: (store of the group, rank in it, its size) -> the group, when all are there.
+JoinTensorGroup = Callable[[Store, int, int], TensorGroup]
+
+
 def join_groups(
-    store: Store, layout: RankLayout, rank: int, *, host: str, timeout_s: float, progress: Progress
+    store: Store,
+    layout: RankLayout,
+    rank: int,
+    *,
+    host: str,
+    timeout_s: float,
+    progress: Progress,
+    join_tensor_group: JoinTensorGroup | None = None,
 ) -> RankGroups:
-    """Meet the other ranks; returns when all are there. `store` is of one generation (`PrefixStore`)."""
+    """Meet the other ranks; returns when all are there. `store` is of one generation (`PrefixStore`).
+
+    `join_tensor_group` makes tensor groups by another way than gloo: the same one at all ranks.
+    """
     position = layout.position(rank)
 
     gloo: Any = dist.ProcessGroupGloo
@@ -127,9 +142,13 @@ def join_groups(
         options._threads = 1
         return gloo(PrefixStore(name, store), index, size, options)
 
-    tensor = pipe = None
-    if layout.tensor_parallel > 1:
-        tensor = GlooGroup(group(f"stage{position.pp_rank}", position.tp_rank, layout.tensor_parallel), progress)
+    tensor: TensorGroup | None = None
+    pipe: GlooPipe | None = None
+    stage = f"stage{position.pp_rank}"
+    if layout.tensor_parallel > 1 and join_tensor_group is not None:
+        tensor = join_tensor_group(PrefixStore(stage, store), position.tp_rank, layout.tensor_parallel)
+    elif layout.tensor_parallel > 1:
+        tensor = GlooGroup(group(stage, position.tp_rank, layout.tensor_parallel), progress)
     if layout.pipeline_parallel > 1:
         column = group(f"column{position.tp_rank}", position.pp_rank, layout.pipeline_parallel)
         pipe = GlooPipe(column, position.pp_rank, progress)

@@ -68,7 +68,7 @@ def open_library(path: str) -> Kernels:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = [_CTYPES[code] for code in arguments]
-        function.restype = ctypes.c_int if name == "manta_best_isa" else None
+        function.restype = ctypes.c_int if name in _ANSWERING else None
     return Kernels(library, Isa(library.manta_best_isa()))
 
 
@@ -90,4 +90,9 @@ _SIGNATURES = {
     "manta_write_kv": "ipppppllliii",
     "manta_attention": "iiippppppppllliiiiffi",
     "manta_decode": "iipp",
+    "manta_shared_bytes": "i",
+    "manta_shared_all_reduce": "iipiipli",
+    "manta_shared_gather": "piippli",
 }
+#: Those that return an int.
+_ANSWERING = frozenset({"manta_best_isa", "manta_shared_bytes", "manta_shared_all_reduce", "manta_shared_gather"})

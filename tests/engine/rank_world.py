@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from engine.checkpoint import read_checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
+from engine.kernels.library import Kernels
+from engine.kernels.shared_group import join_shared_memory
 from engine.model_runner import ModelRunner
 from engine.model_start import build_runner, load_part
 from engine.rank_part import RankPart
@@ -26,7 +29,10 @@ TIMEOUT_S = 20.0
 class ThreadedRanks:
     """`StepExecutor` over the ranks of a layout, one thread each."""
 
-    def __init__(self, runners: list[ModelRunner], parts: list[RankPart], modules: list[Any]) -> None:
+    def __init__(
+        self, runners: list[ModelRunner], parts: list[RankPart], modules: list[Any], kernels: Kernels | None
+    ) -> None:
+        self._kernels = kernels
         self._store = dist.HashStore()
         self._plans: list[queue.Queue[tuple[StepPlan, list[tuple[int, int]]] | None]] = [queue.Queue() for _ in parts]
         self._results: queue.Queue[StepResult | Exception] = queue.Queue()
@@ -41,9 +47,9 @@ class ThreadedRanks:
     def _run(self, rank: int, runner: ModelRunner, part: RankPart, module: Any) -> None:
         try:
             progress = Progress()
-            groups = join_groups(
-                self._store, part.layout, rank, host="127.0.0.1", timeout_s=TIMEOUT_S, progress=progress
-            )
+            waits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "progress": progress}
+            by_memory = partial(join_shared_memory, self._kernels, **waits) if self._kernels else None
+            groups = join_groups(self._store, part.layout, rank, host="127.0.0.1", join_tensor_group=by_memory, **waits)
             part.connect(module, groups)
             while (order := self._plans[rank].get()) is not None:
                 plan, sampled = order
@@ -70,8 +76,10 @@ class ThreadedRanks:
             thread.join(TIMEOUT_S)
 
 
-def threaded_engine(folder: Path, config: EngineConfig, layout: RankLayout) -> EngineCore:
-    """An engine whose ranks are threads; `config` says how many tokens the cache holds."""
+def threaded_engine(
+    folder: Path, config: EngineConfig, layout: RankLayout, kernels: Kernels | None = None
+) -> EngineCore:
+    """An engine whose ranks are threads; with `kernels` they sum in shared memory."""
     checkpoint = read_checkpoint(folder)
     parts = [RankPart(layout, rank) for rank in range(layout.world_size)]
     loaded = [load_part(checkpoint, config, CPU, None, part) for part in parts]
@@ -94,5 +102,5 @@ def threaded_engine(folder: Path, config: EngineConfig, layout: RankLayout) -> E
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
     )
-    executor = ThreadedRanks(runners, parts, [model.module for model, _ in loaded])
+    executor = ThreadedRanks(runners, parts, [model.module for model, _ in loaded], kernels)
     return EngineCore(Scheduler(config, info), executor)

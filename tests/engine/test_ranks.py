@@ -11,6 +11,7 @@ from engine.checkpoint import read_checkpoint
 from engine.config import DType, EngineConfig
 from engine.core import EngineCore
 from engine.errors import BadCheckpoint
+from engine.kernels.library import load_kernels
 from engine.model_start import load_part
 from engine.rank_part import RankPart
 from engine.request import GenerateRequest
@@ -55,7 +56,7 @@ def test_many_ranks_say_what_one_says(model_type: str, tmp_path: Path) -> None:
     asked = arrivals(4)
     expected = answers(start_engine(str(folder), CONFIG)[0], asked)
     for layout in FOUR_RANKS:
-        assert answers(threaded_engine(folder, CONFIG, layout), asked) == expected, layout
+        assert answers(threaded_engine(folder, CONFIG, layout, load_kernels()), asked) == expected, layout
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_many_ranks_say_what_one_says(model_type: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_preemption_sampling_and_logprobs(layout: RankLayout, tied: bool, tmp_path: Path) -> None:
-    """A cache too small for all: tokens of dropped and resent sequences are known at every rank."""
+    """A cache too small for all: tokens of dropped and resent sequences are known at every rank. Over gloo."""
     folder = save_tiny_model("llama", tmp_path, num_hidden_layers=4, tie_word_embeddings=tied)
     asked = arrivals(6, max_tokens=20, temperature=0.9, seed=7, frequency_penalty=0.3, logprobs=2, prompt_logprobs=1)
     alone, ranks = start_engine(str(folder), TIGHT)[0], threaded_engine(folder, TIGHT, layout)
