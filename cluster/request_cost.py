@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 UNCACHED_PRICE = 1.0
 CACHED_PRICE = 0.1
-OUTPUT_PRICE = 4.0  #: a decode step reads all weights and the sequence's cache for one token (docs/simulation.md)
+OUTPUT_PRICE = 6.0  #: a decode step reads all weights and the sequence's cache for one token (docs/simulation.md)
 MAX_TENANTS = 4096  #: with a memory of their own, in one model
 PRIOR_TOKENS = 256  #: expected of an answer while none has ended: the usual `max_tokens` is far from what comes
 _MEMORY = 16  #: requests over which a mean is taken, the newest counting most

@@ -34,9 +34,14 @@ def plot(worlds: Mapping[str, World], path: Path) -> None:
         axis.set_xlabel(below)
         axis.set_ylabel(beside)
         axis.grid(alpha=0.3)
+    for axis in axes[:2]:
+        axis.set_xlim(1e-3, max(1.0, axis.get_xlim()[1]))
+    axes[3].set_ylim(0.0, max(1.0, axes[3].get_ylim()[1]))
+    axes[4].set_ylim(0.0, 1.05)
+    axes[5].set_yscale("log")
     axes[0].legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=72)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -47,7 +52,7 @@ def _figure() -> tuple[Any, Any]:
     except ImportError:
         remedy = "plots need matplotlib: pip install 'manta-serve[simulate]'"
         raise ConfigError("plot", "matplotlib", remedy) from None
-    figure = Figure(figsize=(13, 7))
+    figure = Figure(figsize=(12, 6.5))
     FigureCanvasAgg(figure)
     return figure, figure.subplots(2, 3).T.ravel()
 
@@ -83,7 +88,6 @@ def _draw_over_time(ttft_axis: Any, queue_axis: Any, name: str, world: World) ->
 def _draw_replicas(axis: Any, name: str, world: World) -> None:
     seconds = max(1e-9, world.queue.now)
     axis.plot([busy / seconds for busy in busiest(world.replicas)])
-    axis.set_ylim(bottom=0.0)
 
 
 def _draw_tenants(axis: Any, name: str, world: World) -> None:

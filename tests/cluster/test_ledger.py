@@ -18,38 +18,38 @@ def ended(attempt: int, output: int, finished: bool, cached: int = 0, outcome: O
 def test_the_charge_is_corrected_by_what_was_really_used() -> None:
     lengths = OutputLengths()
     ledger = Ledger(lengths)
-    assert ledger.open(entry()) == 100 + 2 * 50
+    assert ledger.open(entry()) == price(100, 0, 50)
     settled = ledger.settle(ended(0, output=10, finished=True, cached=64))
     assert settled is not None
-    assert settled[1] == price(100, 64, 10) - 200
+    assert settled[1] == price(100, 64, 10) - price(100, 0, 50)
     assert len(ledger) == 0
     assert lengths.expect("t", 0, 80) == 10
 
 
 def test_attempts_are_charged_once_and_their_output_is_summed() -> None:
     ledger = Ledger(OutputLengths())
-    assert ledger.open(entry()) == 200
+    assert ledger.open(entry()) == price(100, 0, 50)
     assert ledger.settle(ended(0, output=7, finished=False, cached=32, outcome=Outcome.FAILED)) is None
     assert ledger.num_lost_tokens == 100 - 32 + 7
     assert ledger.open(entry(attempt=1, emitted=7, left=73)) == 0
     settled = ledger.settle(ended(1, output=13, finished=True))
     assert settled is not None
-    assert settled[1] == price(100, 32, 20) - 200
+    assert settled[1] == price(100, 32, 20) - price(100, 0, 50)
 
 
 def test_what_other_shards_have_done_is_not_charged_here() -> None:
     ledger = Ledger(OutputLengths())
-    assert ledger.open(entry(attempt=1, emitted=30, expected=20, left=50)) == 2 * 20
+    assert ledger.open(entry(attempt=1, emitted=30, expected=20, left=50)) == price(0, 0, 20)
     settled = ledger.settle(ended(1, output=25, finished=True, cached=100))
     assert settled is not None
-    assert settled[1] == 2 * 25 - 2 * 20
+    assert settled[1] == price(0, 0, 25) - price(0, 0, 20)
 
 
 def test_a_request_that_did_not_run_gives_its_charge_back_once() -> None:
     ledger = Ledger(OutputLengths())
     ledger.open(entry())
     charge = ledger.cancel("q")
-    assert charge is not None and charge.cost == 200
+    assert charge is not None and charge.cost == price(100, 0, 50)
     assert ledger.cancel("q") is None and ledger.settle(ended(0, 5, True)) is None
 
 
