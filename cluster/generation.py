@@ -1,7 +1,7 @@
 """The seam between the HTTP side of a gateway and the side that knows shards and replicas.
 
-`cluster.gateway.app` calls a `Generator`; in production that is `cluster.dispatcher.Dispatcher`, in tests and in the
-null-engine benchmark it may be an engine in the same process.
+`cluster.gateway.app` calls a `Generator`; in production that is `cluster.streams.dispatcher.Dispatcher`, in tests and
+in the null-engine benchmark it may be an engine in the same process.
 """
 
 from collections.abc import AsyncIterator, Callable

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.handle_api import HandleApi
 from cluster.config import Edge, MantaConfig, ModelConfig
-from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
-from cluster.stream_copies import StreamCopies
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.http_door import HttpDoor

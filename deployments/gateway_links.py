@@ -6,10 +6,10 @@ import asyncio
 import logging
 from typing import Any
 
-from cluster.dispatcher import Dispatcher
 from cluster.frames import FromReplica, ReplicaInfo, ReplicaUp, Stored, Taken
-from cluster.stream_copies import StreamCopies
-from cluster.watchdog import TICK_S
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.stream_copies import StreamCopies
+from cluster.streams.watchdog import TICK_S
 from deployments.transport import FrameConnection, connect
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0

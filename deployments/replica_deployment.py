@@ -13,10 +13,10 @@ import ray
 from ray import serve
 
 from cluster.config import MantaConfig
-from cluster.engine_watch import EngineWatch
 from cluster.frames import ReplicaInfo
-from cluster.home_shard import preferred_shard
-from cluster.replica_drain import ReplicaDrain
+from cluster.replica.engine_watch import EngineWatch
+from cluster.replica.home_shard import preferred_shard
+from cluster.replica.replica_drain import ReplicaDrain
 from deployments.leave import Leave
 from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import ReplicaServer

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cluster.frames import Drain, FromRouter, Pulse
-from cluster.home_shard import HomeShard
+from cluster.replica.home_shard import HomeShard
 from deployments.replica_server import ReplicaServer
 from deployments.router_link import RouterAddress, RouterLink
 from deployments.transport import FrameConnection

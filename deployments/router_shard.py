@@ -1,4 +1,4 @@
-"""RouterShard: the sockets and the clock around one `cluster.router.Router`, in any event loop."""
+"""RouterShard: the sockets and the clock around one `cluster.router.router.Router`, in any event loop."""
 
 import asyncio
 import itertools
@@ -26,8 +26,8 @@ from cluster.frames import (
     ToRouter,
     Withdraw,
 )
-from cluster.journal_store import JournalStore
-from cluster.router import Outbox, Router
+from cluster.router.journal_store import JournalStore
+from cluster.router.router import Outbox, Router
 from cluster.routing.policy import policy_of
 from deployments.router_link import RouterAddress, RouterLink
 from deployments.transport import FrameConnection, FrameHandler, FrameServer

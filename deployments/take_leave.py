@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from cluster.dispatcher import Dispatcher
 from cluster.errors import GatewayClosing
-from cluster.replica_drain import FLUSH_S, DrainStep, ReplicaDrain
+from cluster.replica.replica_drain import FLUSH_S, DrainStep, ReplicaDrain
+from cluster.streams.dispatcher import Dispatcher
 from deployments.http_door import HttpDoor
 from deployments.replica_server import ReplicaServer
 from engine.engine_loop import EngineLoop

@@ -89,7 +89,7 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, array_like=True):
-    """What an engine holds after a step: the ground for credit (`cluster.router`) and for `manta status`."""
+    """What an engine holds after a step: the ground for credit (`cluster.router.router`) and for `manta status`."""
 
     step: int  #: steps done since start; moves while work is running
     num_running: int

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from cluster.config import Policy, RouterConfig
 from cluster.frames import Announce, Ended, Enqueue, Grant, Outcome, ReplicaInfo, Report
-from cluster.router import Outbox, Router
+from cluster.router.router import Outbox, Router
 from cluster.routing.policy import policy_of
 from engine.config import EngineInfo
 from engine.request import EngineLoad

@@ -10,11 +10,11 @@ import uvicorn
 import uvloop
 
 from cluster.config import GatewayConfig, RouterConfig
-from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter, ReplicaInfo
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import listener_settings
-from cluster.stream_copies import StreamCopies
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.replica_links import ReplicaLinks

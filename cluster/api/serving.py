@@ -12,7 +12,7 @@ from cluster.api.request_body import shown
 from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest, ModelNotFound, NoReadyReplica
 from cluster.generation import Generator, RequestContext
-from cluster.stream_copies import StreamCopies
+from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from engine.config import EngineInfo
 from engine.request import GenerateRequest

@@ -14,7 +14,7 @@ from cluster.gateway.endpoints import Asgi, list_endpoints
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
-from cluster.stream_copies import StreamCopies
+from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 
 DISTRIBUTION = "manta-serve"

@@ -1,7 +1,7 @@
 """The endpoints that generate: answers whole or as streams, streams that outlive their connection and their gateway.
 
-A stream whose client asked for ids is copied to a router shard while it runs (`cluster.stream_copies`), and any gateway
-goes on with it from there. A stream belongs to one connection at a time: the last that asked for it.
+A stream whose client asked for ids is copied to a router shard while it runs (`cluster.streams.stream_copies`), and any
+gateway goes on with it from there. A stream belongs to one connection at a time: the last that asked for it.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from cluster.api.stream_position import HEADER, Position, check_event_id
 from cluster.errors import StreamNotFound, StreamTaken
 from cluster.gateway.http_exchange import header, read_json_body, send_json, while_client_stays
 from cluster.gateway.sse import send_stream, wants_ids
-from cluster.journal_store import MAX_STREAM_BYTES
-from cluster.stream_copies import Copy
+from cluster.router.journal_store import MAX_STREAM_BYTES
+from cluster.streams.stream_copies import Copy
 
 
 class GeneratingEndpoint(Protocol):

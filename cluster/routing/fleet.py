@@ -9,14 +9,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from random import Random
 
-from cluster.circuit_breaker import CircuitBreakers
 from cluster.config import RouterConfig
 from cluster.frames import Outcome, ReplicaInfo, Report
+from cluster.router.circuit_breaker import CircuitBreakers
+from cluster.router.waiting import Key, Waiting
 from cluster.routing.hash_ring import HashRing
 from cluster.routing.prefix_index import PrefixIndex
 from cluster.routing.ranking import Ranking
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Key, Waiting
 
 LOOKS = 8  #: replicas looked at in one order before the roomiest is taken
 STALE_SHARE = 0.3  #: of `report_timeout_s`: a report older than this is a stale view

@@ -2,10 +2,10 @@
 
 from random import Random
 
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.power_of_two import PowerOfTwo
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Waiting
 
 
 class LeastLoaded:

@@ -4,6 +4,7 @@ from random import Random
 from typing import Protocol
 
 from cluster.config import Policy, RouterConfig
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.least_loaded import LeastLoaded
 from cluster.routing.power_of_two import PowerOfTwo
@@ -11,7 +12,6 @@ from cluster.routing.prefix_affinity import PrefixAffinity
 from cluster.routing.replica_state import ReplicaState
 from cluster.routing.round_robin import RoundRobin
 from cluster.routing.session_affinity import SessionAffinity
-from cluster.waiting import Waiting
 
 
 class RoutingPolicy(Protocol):

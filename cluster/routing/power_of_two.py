@@ -2,9 +2,9 @@
 
 from random import Random
 
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Waiting
 
 
 class PowerOfTwo:

@@ -10,10 +10,10 @@ prefix.
 from itertools import islice
 from random import Random
 
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.power_of_two import PowerOfTwo
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Waiting
 
 MAX_HOLDERS = 4
 

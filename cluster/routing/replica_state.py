@@ -8,7 +8,7 @@ twice or lost.
 from dataclasses import dataclass, field
 
 from cluster.frames import ReplicaInfo, Report
-from cluster.waiting import Key, Waiting
+from cluster.router.waiting import Key, Waiting
 from engine.request import EngineLoad
 
 SEQUENCE_TOKENS = 128  #: of prompt that one running sequence weighs as much as (docs/simulation.md)

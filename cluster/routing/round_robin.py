@@ -1,8 +1,8 @@
 """RoundRobin: the replicas in turn, those without credit left out."""
 
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Waiting
 
 
 class RoundRobin:

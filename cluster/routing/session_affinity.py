@@ -7,10 +7,10 @@ quarter and four more sequences than the average. A few are looked at; then the 
 from itertools import islice
 from random import Random
 
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import LOOKS, Fleet
 from cluster.routing.least_loaded import LeastLoaded
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Waiting
 
 MAX_OVER_AVERAGE = 1.25
 SLACK = 4  #: sequences: on an idle fleet a session need not leave its replica for its second request

@@ -1,4 +1,4 @@
-"""Gateways: the clients' side of a simulation. They own the requests, as `cluster.dispatcher` does, on simulated time.
+"""Gateways: the clients' side of a simulation. They own the requests, as the real dispatcher does, on simulated time.
 
 An arrival is described to a shard; its grant sends the prompt to the replica; a replica's death sends it back to a
 shard as the next attempt, with what was emitted. What happened goes into the records.
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.descriptor import Identity, identify
 from cluster.frames import Ended, Enqueue, FromRouter, Grant, Move, Outcome, Refuse, ToRouter, Withdraw
 from cluster.generation import RequestContext
-from cluster.shard_choice import ShardChooser
+from cluster.streams.descriptor import Identity, identify
+from cluster.streams.shard_choice import ShardChooser
 from deployments.simulation.cost_model import CostModel
 from deployments.simulation.records import NEVER, End, Records
 from deployments.simulation.workload import FILLER_TOKEN_ID, Arrival, prompt_of

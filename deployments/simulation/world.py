@@ -1,7 +1,7 @@
 """World: router shards, replicas and gateways of a simulated cluster, and the messages between them.
 
-The shards are `cluster.router.Router`, the replicas run `engine.scheduler.Scheduler`; simulated are the gateways, how
-long a step takes and how long a message travels. Everything follows from the arguments and the seed.
+The shards are `cluster.router.router.Router`, the replicas run `engine.scheduler.Scheduler`; simulated are the
+gateways, how long a step takes and how long a message travels. Everything follows from the arguments and the seed.
 """
 
 import math
@@ -11,7 +11,7 @@ import msgspec
 
 from cluster.config import RouterConfig
 from cluster.frames import Announce, Ended, Enqueue, FromRouter, ReplicaInfo, Report, Spare, ToRouter, Withdraw
-from cluster.router import Outbox, Router
+from cluster.router.router import Outbox, Router
 from cluster.routing.policy import policy_of
 from deployments.simulation.cost_model import CostModel
 from deployments.simulation.event_queue import EventQueue

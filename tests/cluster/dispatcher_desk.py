@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-from cluster.dispatcher import Dispatcher
 from cluster.frames import Frame, Grant, ReplicaUp, Submit, Tokens
 from cluster.generation import RequestContext
+from cluster.streams.dispatcher import Dispatcher
 from engine.request import FinishReason, GenerateRequest, SamplingParams, TokenChunk
 from tests.cluster.router_world import replica_info
 

@@ -12,7 +12,6 @@ from hashlib import blake2b
 
 import msgspec
 
-from cluster.dispatcher import Dispatcher
 from cluster.errors import ApiError
 from cluster.frames import (
     Beat,
@@ -32,7 +31,8 @@ from cluster.frames import (
     Withdraw,
 )
 from cluster.generation import RequestContext
-from cluster.watchdog import TICK_S
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.watchdog import TICK_S
 from engine.request import FinishReason, GenerateRequest, SamplingParams, TokenChunk
 from tests.cluster.router_world import replica_info
 

@@ -15,8 +15,8 @@ from cluster.config import GatewayConfig
 from cluster.frames import Frame, FrameDecoder, FromRouter, Stored, Taken, ToRouter, encode
 from cluster.gateway.app import build_gateway
 from cluster.generation import Generator
-from cluster.journal_store import JournalStore
-from cluster.stream_copies import StreamCopies
+from cluster.router.journal_store import JournalStore
+from cluster.streams.stream_copies import StreamCopies
 from engine.chain_executor import next_chain_token
 from engine.request import FinishReason, GenerateRequest, TokenChunk, TokenLogprobs
 from tests.cluster.gateway_world import MODEL, ScriptedGenerator, client, served_model

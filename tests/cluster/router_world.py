@@ -2,7 +2,7 @@
 
 from cluster.config import RouterConfig
 from cluster.frames import Announce, Enqueue, ReplicaInfo, Report
-from cluster.router import Router
+from cluster.router.router import Router
 from cluster.routing.policy import policy_of
 from engine.config import EngineInfo
 from engine.request import EngineLoad

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.frames import Fetch, Journal, Keep, Stored
-from cluster.journal_store import JournalStore
-from cluster.stream_copies import StreamCopies
+from cluster.router.journal_store import JournalStore
+from cluster.streams.stream_copies import StreamCopies
 from tests.cluster.gateway_world import MODEL, live_server, until
 from tests.cluster.resume_world import (
     WITH_IDS,
@@ -297,7 +297,7 @@ async def test_without_a_shard_streams_run_and_cannot_be_fetched() -> None:
 
 
 async def test_a_shard_that_does_not_answer_may_have_what_the_others_have_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.stream_copies.FETCH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("cluster.streams.stream_copies.FETCH_TIMEOUT_S", 0.01)
     silent, shard = Shard(), Shard()
     silent.gateways.clear()
     generator = uneven_chain()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from cluster.config import RouterConfig
-from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter, ReplicaInfo
 from cluster.generation import RequestContext
-from cluster.stream_copies import StreamCopies
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.stream_copies import StreamCopies
 from deployments.gateway_links import GatewayLinks
 from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import ReplicaServer

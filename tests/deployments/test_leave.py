@@ -8,7 +8,7 @@ import httpx
 import msgspec
 import pytest
 
-from cluster.replica_drain import ReplicaDrain
+from cluster.replica.replica_drain import ReplicaDrain
 from deployments.http_door import HttpDoor
 from deployments.leave import Leave
 from deployments.take_leave import drain_gateway, drain_replica

@@ -76,7 +76,7 @@ async def test_a_replica_that_miscounts_tokens_changes_no_stream(times: int) -> 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence and standstill are noticed after 0.4 s here."""
-    monkeypatch.setattr("cluster.watchdog.SILENCE_S", 0.4)
+    monkeypatch.setattr("cluster.streams.watchdog.SILENCE_S", 0.4)
 
 
 @pytest.mark.usefixtures("short_patience")

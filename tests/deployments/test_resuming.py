@@ -9,11 +9,11 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.client import ResumingStream
 from cluster.config import GatewayConfig, ModelConfig
-from cluster.dispatcher import Dispatcher
 from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import ABORT
-from cluster.stream_copies import StreamCopies
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
 from deployments.router_link import RouterLink

@@ -2,9 +2,9 @@
 
 from cluster.config import RouterConfig
 from cluster.frames import Enqueue, Report
+from cluster.router.waiting import Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.replica_state import ReplicaState
-from cluster.waiting import Waiting
 from engine.request import EngineLoad
 from tests.cluster.router_world import replica_info
 

@@ -1,0 +1,348 @@
+"""ModelPool: one model's queue and fleet in a router shard, and the decision: who goes where, now.
+
+A request whose turn has come and that fits nowhere is *held*: the roomiest replica it may use is reserved for it and
+gets nothing else until it fits there, and the queue goes on with the other replicas. So large requests do not starve,
+small ones do not wait behind them, and on an empty replica everything fits. Where no replica is allowed for it at all
+(it avoids those that are open, or asks for other weights) it is *parked*, and looked at again before the queue.
+"""
+
+from typing import Any
+
+from cluster.config import RouterConfig
+from cluster.frames import Ended, Enqueue, FromRouter, Grant, Move, Refuse, ReplicaInfo, Report, Spare
+from cluster.router.condemned import Condemned
+from cluster.router.drain_rate import DrainRate, retry_after_s
+from cluster.router.ledger import Ledger
+from cluster.router.queue_shard import QueueShard
+from cluster.router.request_cost import OutputLengths, price
+from cluster.router.waiting import AVOID_S, Key, Waiting
+from cluster.routing.fleet import Fleet
+from cluster.routing.policy import RoutingPolicy
+from cluster.routing.replica_state import ReplicaState
+
+Outbox = list[tuple[str, FromRouter]]  #: (gateway name, message)
+MAX_MOVES = 3  #: of one request from shard to shard
+
+
+class ModelPool:
+    """Methods that may make room or add work return the messages that follow."""
+
+    def __init__(self, model: str, config: RouterConfig, policy: RoutingPolicy, condemned: Condemned) -> None:
+        self.model = model
+        self.queue = QueueShard(config)
+        self.fleet = Fleet(config)
+        self.lengths = OutputLengths()
+        self.ledger = Ledger(self.lengths)
+        self.drain_rate = DrainRate()
+        self.num_granted = self.num_migrations = self.num_refused = self.num_moved = 0
+        self.num_recomputed_tokens = 0  #: by replicas after preemption, those that are gone included
+        self._config = config
+        self._policy = policy
+        self._condemned = condemned
+        self._parked: dict[str, dict[Key, Waiting]] = {}  # by weights revision asked for; first to be looked at first
+        self._reserved: dict[Key, Waiting] = {}
+
+    # Requests
+
+    def enqueue(self, gateway: str, asked: Enqueue, now: float) -> Outbox:
+        if self.queue.get((asked.request_id, asked.attempt)) is not None:
+            return []
+        entry = self._entry(gateway, asked, now)
+        refusal = self._refusal(entry, now)
+        if refusal is not None:
+            self.num_refused += 1
+            return [(gateway, refusal)]
+        self._pass_time(now)
+        self.fleet.take_back(entry.key)  # asked again: the grant was lost on its way
+        self.queue.push(entry)
+        return self.dispatch(now)
+
+    def _entry(self, gateway: str, asked: Enqueue, now: float) -> Waiting:
+        self.lengths.note(asked.max_tokens)
+        num_new = self.lengths.expect(asked.tenant, asked.num_output_tokens, asked.max_tokens)
+        cached = 0
+        if asked.block_hashes and self.fleet.replicas:
+            block_size = next(iter(self.fleet.replicas.values())).info.engine.block_size
+            cached = min(self.fleet.prefixes.num_known(asked.block_hashes) * block_size, asked.num_prompt_tokens - 1)
+        return Waiting(
+            asked,
+            gateway,
+            since=now - asked.waited_s,
+            deadline=now + asked.timeout_s,
+            cost=price(asked.num_prompt_tokens, cached, num_new),
+            num_cached_tokens=cached,
+            num_new_tokens=num_new,
+            avoid_until=now + AVOID_S,
+        )
+
+    def _refusal(self, entry: Waiting, now: float) -> Refuse | None:
+        """Why this request may not even wait. Migrations and moved requests may always."""
+        asked = entry.descriptor
+        if self._condemned.holds(asked.digest, now):
+            return _refuse_poison(asked)
+        if entry.is_migration or asked.num_moves:
+            return None
+        wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(asked))
+        code, why = "server_is_overloaded", ""
+        if self.queue.is_full(asked):
+            why = f"the queue of {self.model!r} is full; try again later"
+        elif self.queue.is_over_share(asked) and self.queue.has_others(asked.tenant):
+            code, why = "rate_limit_exceeded", f"your share of the queue of {self.model!r} is full; try again later"
+        elif self.queue.is_over_share(asked):
+            why = f"the queue of {self.model!r} is nearly full; try again later"
+        elif self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
+            why = f"the wait would be about {wait_s:.3g} s, the request's time is {asked.timeout_s:.3g} s"
+        return _refuse(asked, code, why, retry_after_s(wait_s, asked.request_id)) if why else None
+
+    def withdraw(self, key: Key, now: float) -> Outbox | None:
+        """Out of the queue, or an unused grant comes back; None if the request is not here."""
+        self._pass_time(now)
+        if self._forget(key) is not None:
+            return self.dispatch(now)
+        if not self.fleet.take_back(key):
+            return None
+        self._give_back(key[0])
+        return self.dispatch(now)
+
+    def gateway_lost(self, gateway: str) -> None:
+        """Forget what it waits for; its unused grants return when their lease ends."""
+        for key in self.queue.of_gateway(gateway):
+            self._forget(key)
+
+    def _forget(self, key: Key) -> Waiting | None:
+        """Take a request out of the queue without its having run."""
+        entry = self.queue.remove(key)
+        if entry is not None:
+            self._unhold(entry)
+            if entry.had_turn:
+                self._give_back(key[0])
+        return entry
+
+    def _give_back(self, request_id: str) -> None:
+        charge = self.ledger.cancel(request_id)
+        if charge is not None:
+            self.queue.adjust(charge.priority, charge.tenant, -charge.cost)
+
+    def ended(self, ended: Ended, now: float) -> Outbox:
+        """An attempt is over: its breaker, what it cost, and what it teaches."""
+        self._pass_time(now)
+        key = (ended.request_id, ended.attempt)
+        settled = self.ledger.settle(ended)
+        if settled is not None:
+            charge, more = settled
+            self.queue.adjust(charge.priority, charge.tenant, more)
+        self.fleet.record(ended.replica_id, key, ended.outcome, now)
+        return self.dispatch(now)
+
+    # Replicas
+
+    def announce(self, info: ReplicaInfo, now: float) -> None:
+        self._release(self.fleet.add(info, now))
+
+    def report(self, replica_id: str, report: Report, now: float) -> Outbox:
+        replica = self.fleet.replicas.get(replica_id)
+        if replica is None:
+            return []
+        self._pass_time(now)
+        before = 0 if replica.load is None else replica.load.num_recomputed_tokens
+        self.num_recomputed_tokens += max(0, report.load.num_recomputed_tokens - before)
+        self.fleet.report(replica, report, self.lengths.ratio, now)
+        outbox: Outbox = []
+        entry = replica.reserved_for
+        if entry is not None and replica.fits(entry):
+            self._unhold(entry)
+            self._grant(entry, replica, now, outbox)
+        return outbox + self.dispatch(now) if len(self.queue) else outbox
+
+    def replica_lost(self, replica_id: str) -> bool:
+        """Whether it was known."""
+        replica = self.fleet.remove(replica_id)
+        self._release(replica)
+        return replica is not None
+
+    def drain(self, replica_id: str) -> bool:
+        """No more grants to it; whether it is known."""
+        replica = self.fleet.replicas.get(replica_id)
+        if replica is None:
+            return False
+        replica.is_draining = True
+        self._release(replica)
+        self.fleet.refresh(replica)
+        return True
+
+    def _release(self, replica: ReplicaState | None) -> None:
+        """Who holds a replica's reservation is looked at again."""
+        if replica is not None and replica.reserved_for is not None:
+            entry = replica.reserved_for
+            self._unhold(entry)
+            self._park(entry)
+
+    # Time
+
+    def tick(self, now: float) -> Outbox:
+        """Leases, backoffs and deadlines; reservations are thought over."""
+        self._pass_time(now)
+        self.ledger.expire(now)
+        self.fleet.pass_time(now)
+        for entry in list(self._reserved.values()):
+            self._unhold(entry)
+            self._park(entry)
+        return self.dispatch(now)
+
+    def _pass_time(self, now: float) -> None:
+        """The drain rate is of time with a backlog and somebody to work on it."""
+        self.drain_rate.pass_time(len(self.queue) > 0 and self.fleet.has_live, now)
+
+    # The decision
+
+    def dispatch(self, now: float) -> Outbox:
+        """Give turns while some replica has credit."""
+        outbox: Outbox = []
+        self._refuse_expired(now, outbox)
+        self.fleet.close_silent(now)
+        if self._parked:
+            for revision in ["", *self.fleet.cohorts]:
+                self._look_at_parked(revision, now, outbox)
+        while self.fleet.has_open and (entry := self.queue.peek()) is not None:
+            self.queue.take_turn(entry, self.ledger.open(entry))
+            if self._condemned.holds(entry.descriptor.digest, now):
+                self._forget(entry.key)
+                self.num_refused += 1
+                outbox.append((entry.gateway, _refuse_poison(entry.descriptor)))
+            elif not self._place(entry, now, outbox):
+                self._park(entry)
+        return outbox
+
+    def _look_at_parked(self, revision: str, now: float, outbox: Outbox) -> None:
+        while self.fleet.has_open and (parked := self._parked.get(revision)):
+            entry = next(iter(parked.values()))
+            if not self._place(entry, now, outbox):
+                return
+            self._unpark(entry)
+
+    def _place(self, entry: Waiting, now: float, outbox: Outbox) -> bool:
+        """Grant, or reserve a replica; False if no open replica is allowed."""
+        chosen = self._policy.choose(entry, self.fleet, now)
+        if chosen is not None:
+            self._grant(entry, chosen, now, outbox)
+            return True
+        roomiest = self.fleet.roomiest(entry, now)
+        if roomiest is None:
+            return False
+        roomiest.reserved_for, entry.reserved = entry, roomiest
+        self._reserved[entry.key] = entry
+        self.fleet.refresh(roomiest)
+        return True
+
+    def _grant(self, entry: Waiting, replica: ReplicaState, now: float, outbox: Outbox) -> None:
+        self.queue.remove(entry.key)
+        self.drain_rate.note(entry.cost)
+        self.fleet.grant(entry, replica, now)
+        self.num_granted += 1
+        self.num_migrations += entry.is_migration
+        outbox.append((entry.gateway, Grant(*entry.key, replica.replica_id, self._config.lease_s)))
+
+    def _park(self, entry: Waiting) -> None:
+        self._parked.setdefault(entry.descriptor.weights_revision, {})[entry.key] = entry
+
+    def _unhold(self, entry: Waiting) -> None:
+        """Out of the reserved and the parked, if it is among them."""
+        if entry.reserved is not None:
+            replica, entry.reserved = entry.reserved, None
+            replica.reserved_for = None
+            del self._reserved[entry.key]
+            if self.fleet.replicas.get(replica.replica_id) is replica:
+                self.fleet.refresh(replica)
+        self._unpark(entry)
+
+    def _unpark(self, entry: Waiting) -> None:
+        revision = entry.descriptor.weights_revision
+        parked = self._parked.get(revision)
+        if parked is not None and parked.pop(entry.key, None) is not None and not parked:
+            del self._parked[revision]
+
+    def _refuse_expired(self, now: float, outbox: Outbox) -> None:
+        for entry in self.queue.expire(now):
+            self._unhold(entry)
+            if entry.had_turn:
+                self._give_back(entry.descriptor.request_id)
+            self.num_refused += 1
+            outbox.append((entry.gateway, self._expired(entry.descriptor)))
+
+    def _expired(self, asked: Enqueue) -> Refuse:
+        if not self.fleet.replicas:
+            message = f"no replica of {self.model!r} became ready in time"
+            return _refuse(asked, "no_ready_replica", message, retry_after_s(None, asked.request_id))
+        message = f"the request waited {asked.timeout_s:.3g} s in the queue without its turn"
+        wait_s = self.drain_rate.wait_s(self.queue.cost)
+        return _refuse(asked, "deadline_exceeded", message, retry_after_s(wait_s, asked.request_id))
+
+    # Other shards
+
+    def spare(self, shard: int, num_shards: int) -> Spare | None:
+        """What each other shard may send here, when nothing waits here and some replica has credit."""
+        slots, blocks = self.fleet.spare
+        if self.queue.peek() is not None or self._reserved or not slots or num_shards < 2:
+            return None
+        block_size = next(iter(self.fleet.replicas.values())).info.engine.block_size
+        peers = num_shards - 1
+        return Spare(shard, self.model, -(-slots // peers), blocks * block_size // peers)
+
+    def move(self, spare: Spare, now: float) -> Outbox:
+        """Send requests whose turn it is to a shard with room, while there is none here."""
+        outbox: Outbox = []
+        slots, tokens = spare.num_slots, spare.num_tokens
+        self._pass_time(now)
+        self.fleet.close_silent(now)
+        while slots and not self.fleet.has_open and (entry := self.queue.peek()) is not None:
+            tokens -= entry.descriptor.num_prompt_tokens + entry.num_new_tokens
+            if tokens < 0 or entry.descriptor.num_moves >= MAX_MOVES or not self._may_leave(entry):
+                break
+            slots -= 1
+            self.queue.take_turn(entry, entry.cost)  # it is served, though elsewhere
+            self.queue.remove(entry.key)
+            self.num_moved += 1
+            outbox.append((entry.gateway, Move(*entry.key, spare.shard)))
+        return outbox
+
+    def _may_leave(self, entry: Waiting) -> bool:
+        """A stream that must go on on weights that are served here stays."""
+        revision = entry.descriptor.weights_revision
+        return not revision or revision not in self.fleet.cohorts
+
+    def status(self) -> dict[str, Any]:
+        """Counts, as plain values."""
+        return {
+            "requests": len(self.queue),
+            "tokens": self.queue.num_tokens,
+            "tenants": self.queue.tenants(),
+            "drain_cost_per_s": self.drain_rate.per_s,
+            "moved": self.num_moved,
+            "migrations": self.num_migrations,
+            "reserved": len(self._reserved),
+            "output_ratio": self.lengths.ratio,
+            "recomputed_tokens": self.num_recomputed_tokens,
+            "lost_tokens": self.ledger.num_lost_tokens,
+        }
+
+    def check_invariants(self) -> None:
+        self.queue.check_invariants()
+        self.fleet.check_invariants()
+        self.ledger.check_invariants()
+        held = list(self._reserved.values()) + [e for parked in self._parked.values() for e in parked.values()]
+        assert all(entry.is_queued and entry.had_turn for entry in held)
+        assert len({entry.key for entry in held}) == len(held)
+        waiting_for_turn = sum(self.queue.num_in_bands.values())
+        assert len(held) + waiting_for_turn == len(self.queue), "a request is neither in the order nor held"
+        assert all(
+            entry.reserved is not None and entry.reserved.reserved_for is entry for entry in self._reserved.values()
+        )
+
+
+def _refuse(asked: Enqueue, code: str, message: str, after_s: float | None) -> Refuse:
+    return Refuse(asked.request_id, asked.attempt, code, message, after_s)
+
+
+def _refuse_poison(asked: Enqueue) -> Refuse:
+    message = "this request has ended the replicas that computed it; it is refused for ten minutes"
+    return _refuse(asked, "poison_request", message, None)

@@ -1,0 +1,177 @@
+"""Router: binds waiting requests to replicas as late as possible. Events in, messages out; no socket, no clock.
+
+Requests wait here and nowhere else. A replica gets a request only against credit (see `cluster.routing.replica_state`),
+so each step of each replica is filled from the one queue and a slow replica hoards nothing. All state is soft: replicas
+announce themselves, gateways repeat what they wait for.
+"""
+
+from typing import Any
+
+import msgspec
+
+from cluster.config import RouterConfig
+from cluster.frames import (
+    Announce,
+    Condemn,
+    Drain,
+    Ended,
+    Enqueue,
+    ReplicaDown,
+    ReplicaInfo,
+    ReplicaUp,
+    Report,
+    Spare,
+    Withdraw,
+)
+from cluster.router.condemned import Condemned
+from cluster.router.model_pool import ModelPool, Outbox
+from cluster.router.queue_shard import QueueShard
+from cluster.routing.policy import RoutingPolicy
+from cluster.routing.replica_state import ReplicaState
+
+__all__ = ["Outbox", "Router"]
+
+
+class Router:
+    """One shard of the queue. Methods named `on_...` take an event and return the messages it causes."""
+
+    def __init__(self, config: RouterConfig, policy: RoutingPolicy, shard: int = 0) -> None:
+        self._config = config
+        self._policy = policy
+        self._shard = shard
+        self._pools: dict[str, ModelPool] = {}
+        self._gateways: set[str] = set()
+        self._condemned = Condemned()
+
+    @property
+    def is_unused(self) -> bool:
+        """Nobody is connected."""
+        return not self._gateways and not any(pool.fleet.replicas for pool in self._pools.values())
+
+    @property
+    def num_granted(self) -> int:
+        return sum(pool.num_granted for pool in self._pools.values())
+
+    @property
+    def num_refused(self) -> int:
+        return sum(pool.num_refused for pool in self._pools.values())
+
+    def replicas(self) -> list[ReplicaState]:
+        return [replica for pool in self._pools.values() for replica in pool.fleet.replicas.values()]
+
+    def queues(self) -> dict[str, QueueShard]:
+        return {model: pool.queue for model, pool in self._pools.items()}
+
+    def _pool(self, model: str) -> ModelPool:
+        if model not in self._pools:
+            self._pools[model] = ModelPool(model, self._config, self._policy, self._condemned)
+        return self._pools[model]
+
+    # Gateways
+
+    def on_gateway(self, gateway: str) -> Outbox:
+        """A gateway has connected (again): tell it all replicas."""
+        self._gateways.add(gateway)
+        return [(gateway, ReplicaUp(replica.info)) for replica in self.replicas()]
+
+    def on_gateway_lost(self, gateway: str) -> None:
+        """Forget what it waits for; its unused grants return when their lease ends."""
+        self._gateways.discard(gateway)
+        for pool in self._pools.values():
+            pool.gateway_lost(gateway)
+
+    def on_enqueue(self, gateway: str, descriptor: Enqueue, now: float) -> Outbox:
+        return self._pool(descriptor.model).enqueue(gateway, descriptor, now)
+
+    def on_withdraw(self, withdraw: Withdraw, now: float) -> Outbox:
+        """Out of the queue, or an unused grant comes back."""
+        key = (withdraw.request_id, withdraw.attempt)
+        for pool in self._pools.values():
+            outbox = pool.withdraw(key, now)
+            if outbox is not None:
+                return outbox
+        return []
+
+    def on_ended(self, ended: Ended, now: float) -> Outbox:
+        """An attempt that was granted here is over."""
+        return self._pool(ended.model).ended(ended, now)
+
+    def on_condemn(self, condemn: Condemn, now: float) -> Outbox:
+        """Refuse this digest for ten minutes; those that wait are refused at their turn."""
+        self._condemned.add(condemn.digest, now)
+        return []
+
+    # Replicas
+
+    def on_announce(self, announce: Announce, now: float) -> Outbox:
+        self._pool(announce.replica.model).announce(announce.replica, now)
+        return [(gateway, ReplicaUp(announce.replica)) for gateway in self._gateways]
+
+    def on_report(self, replica: ReplicaInfo, report: Report, now: float) -> Outbox:
+        return self._pool(replica.model).report(replica.replica_id, report, now)
+
+    def on_leave(self, replica: ReplicaInfo, now: float) -> Outbox:
+        """The replica drains: no more grants to it; what it runs goes on."""
+        pool = self._pool(replica.model)
+        return pool.dispatch(now) if pool.drain(replica.replica_id) else []
+
+    def on_replica_lost(self, replica: ReplicaInfo) -> Outbox:
+        """Its grants and streams are the gateways' to move: they see its connection end."""
+        pool = self._pool(replica.model)
+        if not pool.replica_lost(replica.replica_id):
+            return []
+        down = ReplicaDown(replica.replica_id)
+        return [(gateway, down) for gateway in self._gateways]
+
+    def drain(self, replica_id: str) -> Drain | None:
+        """Take a replica out by hand. Returns what to send it; None if it is not here."""
+        known = [pool for pool in self._pools.values() if pool.drain(replica_id)]
+        return Drain() if known else None
+
+    # Other shards
+
+    def spare(self) -> list[Spare]:
+        """What to announce to the other shards: models with credit and nothing waiting."""
+        found = [pool.spare(self._shard, self._config.shards) for pool in self._pools.values()]
+        return [spare for spare in found if spare is not None]
+
+    def on_spare(self, spare: Spare, now: float) -> Outbox:
+        """Another shard has room: move it requests, if they wait and there is no room here."""
+        pool = self._pools.get(spare.model)
+        return pool.move(spare, now) if pool is not None else []
+
+    # Time
+
+    def on_tick(self, now: float) -> Outbox:
+        """Refuse what has waited too long, and give back the credit of unused grants. Call a few times a second."""
+        self._condemned.expire(now)
+        return [message for pool in self._pools.values() for message in pool.tick(now)]
+
+    def status(self, now: float) -> dict[str, Any]:
+        """The shard, its queues and its replicas, as plain values."""
+        return {
+            "shard": self._shard,
+            "policy": str(self._config.policy),
+            "granted": self.num_granted,
+            "refused": self.num_refused,
+            "condemned": len(self._condemned),
+            "queues": {model: pool.status() for model, pool in self._pools.items()},
+            "replicas": [
+                {
+                    **msgspec.to_builtins(replica.info),
+                    "load": None if replica.load is None else msgspec.structs.asdict(replica.load),
+                    "granted": len(replica.granted),
+                    "credit_slots": replica.credit_slots,
+                    "credit_blocks": replica.credit_blocks,
+                    "breaker": str(pool.fleet.breakers.state(replica.replica_id)),
+                    "is_draining": replica.is_draining,
+                    "report_age_s": now - replica.reported_at,
+                }
+                for pool in self._pools.values()
+                for replica in pool.fleet.replicas.values()
+            ],
+        }
+
+    def check_invariants(self) -> None:
+        for pool in self._pools.values():
+            pool.check_invariants()
