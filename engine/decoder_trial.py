@@ -13,7 +13,7 @@ import torch
 from engine.attention import LayerOptions, PagedStep
 from engine.kernels.attention import NativeAttention
 from engine.kernels.decoder import AttentionOptions, DecoderParts, FusedDecoder, HeadShape, find_parts, head_shape
-from engine.kernels.library import Kernels
+from engine.kernels.library import KERNELS_VARIABLE, Kernels, layers_stay_modules
 from engine.kernels.metadata import AttentionMetadata
 from engine.kv_cache import KVCache
 from engine.model_loader import LoadedModel
@@ -37,6 +37,9 @@ def fuse_decoder(
         return None
     if not model.part.is_whole:
         return None  # between its layers ranks speak to each other
+    if layers_stay_modules():
+        log.info("the layers stay modules: %s=modules", KERNELS_VARIABLE)
+        return None
     try:
         parts, shape = _known_parts(model)
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from engine.kernels.build import build
 
 log = logging.getLogger(__name__)
 
-#: `torch` here forces torch's own operations (to compare, or around a defect).
+#: `torch` here forces torch's own operations, `modules` leaves layers as modules (to compare, or around a defect).
 KERNELS_VARIABLE = "MANTA_KERNELS"
 _MACHINES = frozenset({"x86_64", "AMD64", "aarch64", "arm64"})
 
@@ -45,6 +45,11 @@ class Kernels:
 def load_kernels() -> Kernels | None:
     """The kernels, compiled if need be; None, and one line in the log that says why, where that cannot be."""
     return _load(os.environ.get(KERNELS_VARIABLE, "native"))
+
+
+def layers_stay_modules() -> bool:
+    """Whether the environment forbids to run all layers as one call."""
+    return os.environ.get(KERNELS_VARIABLE) == "modules"
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from engine.decoder_trial import fuse_decoder
 from engine.kernels.attention import NativeAttention
 from engine.kernels.decoder import MAX_ROWS
 from engine.kernels.fuse import fuse_modules
-from engine.kernels.library import Isa, Kernels, load_kernels
+from engine.kernels.library import KERNELS_VARIABLE, Isa, Kernels, load_kernels
 from engine.kernels.linear import pack_linears
 from engine.kernels.metadata import AttentionMetadata
 from engine.kv_cache import KVCache
@@ -153,7 +153,11 @@ def test_a_step_of_too_many_rows_is_refused(kernels: Kernels, tmp_path: Path) ->
         decoder.forward(ids, positions, metadata, slots, None)
 
 
-def test_an_engine_generates_the_same_tokens(kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_generates_the_same_tokens(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="engine.decoder_trial")
+    monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
     folder = save_tiny_model("qwen2", tmp_path)
     config = EngineConfig(
         dtype=DType.BFLOAT16, device="cpu", block_size=8, kv_cache_tokens=512, max_num_seqs=8,
@@ -165,8 +169,11 @@ def test_an_engine_generates_the_same_tokens(kernels: Kernels, tmp_path: Path, m
     ]
     core, _ = start_engine(str(folder), config)
     fused = drive(core, arrivals)
-    monkeypatch.setattr("engine.model_runner.fuse_decoder", lambda *_: None)
+    assert "2 layers run as one call" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv(KERNELS_VARIABLE, "modules")
     core, _ = start_engine(str(folder), config)
+    assert "the layers stay modules" in caplog.text
     modules = drive(core, arrivals)
     assert {name: tokens(chunks) for name, chunks in fused.items()} == {
         name: tokens(chunks) for name, chunks in modules.items()
