@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.1  #: the driver looks about itself so often while it waits
 _CHUNK = 1 << 16
+_GREETING_S = 2.0
 #: How often, and how many seconds apart, the driver looks for the exit code of a process whose connection has ended.
 _PATIENCE_TICKS, _PATIENCE_S = 30, 0.01
 
@@ -99,7 +100,8 @@ class RankListener:
 
     def _greet(self, connection: socket.socket) -> int | None:
         """The number of a rank that knows the secret; None for anybody else."""
-        connection.settimeout(1.0)
+        until = time.monotonic() + _GREETING_S
+        connection.settimeout(_GREETING_S)
         nonce = secrets.token_bytes(16)
         decoder: FrameDecoder[Hello] = FrameDecoder(Hello)
         try:
@@ -107,7 +109,7 @@ class RankListener:
             hellos: list[Hello] = []
             while not hellos:
                 data = connection.recv(_CHUNK)
-                if not data:
+                if not data or time.monotonic() > until:
                     return None
                 hellos = decoder.feed(data)
         except (OSError, FrameError):

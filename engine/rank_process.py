@@ -39,6 +39,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Serve until the driver is gone."""
     _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the driver decides
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         start = read_start(sys.stdin.buffer)

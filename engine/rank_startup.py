@@ -1,5 +1,6 @@
 """From a model's files to a replica of many ranks that is ready: start them, let them load, agree on the cache."""
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -9,12 +10,15 @@ from engine.checkpoint import Checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.errors import ConfigError, RankLost
 from engine.kv_cache import fit_model_len
+from engine.model_loader import choose_device
 from engine.rank_frames import Allocate, Loaded, RankStart, Ready
 from engine.rank_group import RankGroup, RankListener
 from engine.rank_spawn import RankProcesses
 from parallel.cores import CoreShare
 from parallel.layout import LayoutError, RankLayout
 from parallel.process_group import listen_store
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"  #: all ranks are on this host
 LOAD_TIMEOUT_S = 600.0
@@ -34,7 +38,7 @@ def start_rank_group(
 
     Raises `ModelRefused`, `ConfigError` or `RankLost`; then no process is left.
     """
-    if config.device.startswith("cuda"):
+    if choose_device(config.device).type != "cpu":
         raise ConfigError("engine.device", config.device, "many ranks run on CPUs only as yet: one rank, or device cpu")
     listener = RankListener(HOST)
     store = listen_store(HOST, timeout_s)
@@ -108,6 +112,8 @@ def _agree(group: RankGroup, checkpoint: Checkpoint, config: EngineConfig, layou
             loaded[peer.rank] = frame
         if len(loaded) == layout.world_size:
             break
+    for rank, frame in sorted(loaded.items()):
+        log.info("rank %d holds %.1f MiB of weights", rank, frame.num_weight_bytes / 2**20)
     num_blocks = min(frame.num_blocks for frame in loaded.values())
     max_model_len = fit_model_len(config, model_limit=loaded[0].position_limit, num_blocks=num_blocks)
     group.tell(Allocate(num_blocks, max_model_len))

@@ -21,6 +21,8 @@ from parallel.tensor_slice import Range, TensorSlice, deal, deal_heads, deal_kv_
 _COLUMNS = frozenset({"colwise", "colwise_gather_output"})
 _ROWS = frozenset({"rowwise", "rowwise_split_input"})
 _EXPERTS = "moe_tp_experts"
+#: Styles that ask for nothing here: what every rank holds whole, and parameters of experts, cut with their module.
+_PASSED_OVER = frozenset({"replicated_with_grad_allreduce", "packed_colwise", "grouped_gemm"})
 _INTERLEAVED_EXPERTS = "interleaved_experts"
 #: Plans for architectures that have none in transformers, by model type.
 _OUR_PLANS = {
@@ -31,6 +33,8 @@ _OUR_PLANS = {
     }
 }
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
+_KNOWN = _COLUMNS | _ROWS | _PASSED_OVER | {_EXPERTS, _INTERLEAVED_EXPERTS}
+_ONE_RANK = "use tensor_parallel = 1"
 #: Attributes in which attention modules remember how many heads they have.
 _HEAD_COUNTS = ("num_heads", "num_attention_heads")
 
@@ -61,9 +65,10 @@ def cut_tensors(model: Any, size: int, rank: int) -> TensorCut:
         parents.setdefault(parent, {})[leaf] = style
     for parent, leaves in parents.items():
         module = model.get_submodule(parent)
-        if hasattr(module, "layer_idx") and (head_dim := _head_dim(module)):
-            _AttentionCut(cut, parent, module, head_dim).run(leaves)
+        if hasattr(module, "is_causal") or hasattr(module, "scaling"):
+            _AttentionCut(cut, parent, module).run(leaves)
         else:
+            _check_feed_forward(parent, module, leaves)
             _cut_feed_forward(cut, parent, module, leaves)
     return cut
 
@@ -114,6 +119,8 @@ def _planned_modules(model: Any) -> dict[str, str]:
         for pattern, style in patterns:
             if pattern.fullmatch(name):
                 styles[name] = style
+                if style not in _KNOWN:
+                    raise CannotSplit(f"the plan splits {name} by {style!r}, which is not known", _ONE_RANK)
     return styles
 
 
@@ -128,14 +135,18 @@ def _cut_vocabulary(model: Any, cut: TensorCut) -> None:
         if isinstance(layer, nn.Embedding):
             layer.num_embeddings, layer.padding_idx = layer.weight.shape[0], None
     if len({layer.weight.shape[0] for layer in layers}) > 1:
-        raise CannotSplit("embedding and output layer have different numbers of rows", "use tensor_parallel = 1")
+        raise CannotSplit("embedding and output layer have different numbers of rows", _ONE_RANK)
 
 
 class _AttentionCut:
     """Cuts one attention module: whole heads, fused projections part by part, a norm over all heads gathered."""
 
-    def __init__(self, cut: TensorCut, name: str, module: Any, head_dim: int) -> None:
-        self._cut, self._name, self._module, self._head_dim = cut, name, module, head_dim
+    def __init__(self, cut: TensorCut, name: str, module: Any) -> None:
+        self._cut, self._name, self._module = cut, name, module
+        head_dim = _head_dim(module)
+        if head_dim is None:
+            raise CannotSplit(f"{name} does not say how wide its heads are", _ONE_RANK)
+        self._head_dim = head_dim
         config = module.config
         self._num_heads = int(config.num_attention_heads)
         self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
@@ -159,14 +170,14 @@ class _AttentionCut:
         if leaf == "qkv_proj":
             queries, keys = self._num_heads * width, self._num_kv_heads * width
             if rows != queries + 2 * keys:
-                raise CannotSplit(f"{self._name}.{leaf} has {rows} rows, not {queries} + 2 * {keys}", "use 1 rank")
+                raise CannotSplit(f"{self._name}.{leaf} has {rows} rows, not {queries} + 2 * {keys}", _ONE_RANK)
             kv = deal_kv_heads(self._num_kv_heads, size, rank)
             heads = scaled(deal_heads(self._num_heads, size, rank), width)
             return heads, scaled(kv, width, queries), scaled(kv, width, queries + keys)
         if leaf in _KEY_VALUE:
             return (scaled(deal_kv_heads(rows // width, size, rank), width),)
         if rows % self._num_heads:
-            raise CannotSplit(f"{self._name}.{leaf} has {rows} rows for {self._num_heads} heads", "use 1 rank")
+            raise CannotSplit(f"{self._name}.{leaf} has {rows} rows for {self._num_heads} heads", _ONE_RANK)
         return (scaled(deal_heads(self._num_heads, size, rank), rows // self._num_heads),)
 
     def _cut_norms(self) -> None:
@@ -187,7 +198,7 @@ class _AttentionCut:
                     max(1, self._cut.size // num_heads),
                 )
             else:
-                raise CannotSplit(f"{name} has a weight of shape {list(weight.shape)}", "use tensor_parallel = 1")
+                raise CannotSplit(f"{name} has a weight of shape {list(weight.shape)}", _ONE_RANK)
 
     def _recount_heads(self) -> None:
         """The module reads how many heads it has from its attributes or from its config."""
@@ -205,6 +216,17 @@ class _AttentionCut:
         if isinstance(sinks := getattr(module, "sinks", None), nn.Parameter):
             part = deal_heads(sinks.shape[0], size, self._cut.rank)
             _cut_parameter(self._cut, f"{self._name}.sinks", module, "sinks", TensorSlice(0, (part,)))
+
+
+def _check_feed_forward(parent: str, module: Any, leaves: dict[str, str]) -> None:
+    """Columns must make what rows take; something else is no feed-forward layer that is known here."""
+    linears = {leaf: layer for leaf in leaves if isinstance(layer := getattr(module, leaf), nn.Linear)}
+    widths = {layer.in_features for leaf, layer in linears.items() if leaves[leaf] in _ROWS}
+    for leaf, layer in linears.items():
+        if leaves[leaf] in _COLUMNS:
+            widths.add(layer.out_features // (2 if leaf == "gate_up_proj" else 1))
+    if len(widths) > 1 or (not any(leaves[leaf] in _ROWS for leaf in linears) and linears):
+        raise CannotSplit(f"{parent} has layers of the widths {sorted(widths)}, split by columns and rows", _ONE_RANK)
 
 
 def _cut_feed_forward(cut: TensorCut, parent: str, module: Any, leaves: dict[str, str]) -> None:
@@ -231,10 +253,10 @@ def _cut_experts(cut: TensorCut, name: str, experts: Any) -> None:
     """A part of each expert is here: gate and up [experts, 2 * width, hidden], down [experts, hidden, width]."""
     gate_up, down = getattr(experts, "gate_up_proj", None), getattr(experts, "down_proj", None)
     if not isinstance(gate_up, nn.Parameter) or not isinstance(down, nn.Parameter):
-        raise CannotSplit(f"{name} does not hold its experts in two tensors", "use tensor_parallel = 1")
+        raise CannotSplit(f"{name} does not hold its experts in two tensors", _ONE_RANK)
     width = down.shape[2]
     if gate_up.shape[1:] != (2 * width, down.shape[1]):
-        raise CannotSplit(f"{name} holds tensors of {list(gate_up.shape)} and {list(down.shape)}", "use 1 rank")
+        raise CannotSplit(f"{name} holds tensors of {list(gate_up.shape)} and {list(down.shape)}", _ONE_RANK)
     part = deal_width(width, cut.size, cut.rank)
     _cut_parameter(cut, f"{name}.gate_up_proj", experts, "gate_up_proj", TensorSlice(1, (part, scaled(part, 1, width))))
     _cut_parameter(cut, f"{name}.down_proj", experts, "down_proj", TensorSlice(2, (part,)))

@@ -19,7 +19,7 @@ from engine.rank_frames import Beat, Broken, Done, DriverConnection, DriverGone,
 from engine.rank_group import RankGroup, RankListener
 from engine.startup import start_engine, start_engine_of_ranks
 from engine.step import SampledToken, StepPlan, StepResult
-from parallel.layout import RankLayout
+from parallel.layout import LayoutError, RankLayout
 from tests.engine.rank_starts import rank_start
 from tests.engine.test_ranks import CONFIG, answers, arrivals
 from tests.engine.tiny_models import save_tiny_model
@@ -160,6 +160,7 @@ def test_when_nothing_moves_the_rank_that_others_wait_for_is_named_with_the_coll
     [
         (BadCheckpoint("model", "is damaged"), BadCheckpoint),
         (ConfigError("engine.max_model_len", 9, "lower it"), ConfigError),
+        (LayoutError("4 heads % 3", "choose 2"), LayoutError),
         (RuntimeError("out of memory"), RankLost),
     ],
     ids=lambda value: str(value),
