@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from deployments.transport import FrameConnection, connect
 
 RETRY_S = 0.2
+FIND_S = 5.0  #: a question to an actor that has just died may never be answered
 logger = logging.getLogger("manta.router_link")
 
 
@@ -52,7 +53,7 @@ class RouterLink:
         while True:
             self._lost.clear()
             try:
-                address = await self._find()
+                address = await asyncio.wait_for(self._find(), FIND_S)
                 where = (address.host, address.port)
                 self._connection = await connect(where, self._kinds, address.secret, self._hello, self)
             except Exception as error:  # the actor may be restarting; whatever is wrong, trying again is the remedy

@@ -1,16 +1,26 @@
-"""`python -m scripts.bench engine|gateway|router|ranks ...`: what the parts do and cost. No Ray."""
+"""`python -m scripts.bench engine|gateway|router|ranks|overload ...`: what the parts do and cost.
+
+Without Ray, but for `overload`, which starts `manta serve`.
+"""
 
 import argparse
 import sys
 
-from scripts import bench_engine, bench_gateway, bench_ranks, bench_router
+from scripts import bench_engine, bench_gateway, bench_overload, bench_ranks, bench_router
+
+_KINDS = {
+    "engine": bench_engine,
+    "gateway": bench_gateway,
+    "router": bench_router,
+    "ranks": bench_ranks,
+    "overload": bench_overload,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    modules = {"engine": bench_engine, "gateway": bench_gateway, "router": bench_router, "ranks": bench_ranks}
-    for name, module in modules.items():
+    for name, module in _KINDS.items():
         subparser = kinds.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

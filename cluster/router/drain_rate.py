@@ -6,7 +6,7 @@ Time without a backlog tells nothing about what the replicas could do, so it is 
 from zlib import crc32
 
 HALF_LIFE_S = 10.0  #: of backlogged time
-LEAST_SEEN_S = 0.5  #: backlogged time before the rate is known
+LEAST_SEEN_S = 1.5  #: backlogged time before the rate is known; longer than a frozen replica counts as live
 UNKNOWN_WAIT_S = 5.0
 SHORTEST_S, LONGEST_S = 1.0, 60.0  #: of what a client is told
 JITTER = 0.2
@@ -32,6 +32,10 @@ class DrainRate:
         """Work of this cost was taken from the queue."""
         if self._is_backlogged:
             self._cost += cost
+
+    def forget(self) -> None:
+        """What was measured says nothing about what comes."""
+        self._cost = self._seconds = 0.0
 
     @property
     def per_s(self) -> float | None:

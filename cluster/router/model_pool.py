@@ -137,6 +137,8 @@ class ModelPool:
     # Replicas
 
     def announce(self, info: ReplicaInfo, now: float) -> None:
+        if not self.fleet.has_live:
+            self.drain_rate.forget()  # what waits has waited for somebody to come, not for its turn
         self._release(self.fleet.add(info, now))
 
     def report(self, replica_id: str, report: Report, now: float) -> Outbox:
@@ -289,14 +291,24 @@ class ModelPool:
         return Spare(shard, self.model, -(-slots // peers), blocks * block_size // peers)
 
     def move(self, spare: Spare, now: float) -> Outbox:
-        """Send requests whose turn it is to a shard with room, while there is none here."""
+        """Send requests to a shard with room: those that no replica here may take, and while there is no room here,
+        those whose turn it is."""
         outbox: Outbox = []
         slots, tokens = spare.num_slots, spare.num_tokens
         self._pass_time(now)
         self.fleet.close_silent(now)
+        for stuck in [entry for parked in self._parked.values() for entry in parked.values()]:
+            tokens -= stuck.descriptor.num_prompt_tokens + stuck.num_new_tokens
+            if not slots or tokens < 0:
+                return outbox
+            if stuck.descriptor.num_moves < MAX_MOVES and self._may_leave(stuck, now):
+                slots -= 1
+                self._forget(stuck.key)
+                self.num_moved += 1
+                outbox.append((stuck.gateway, Move(*stuck.key, spare.shard)))
         while slots and not self.fleet.has_open and (entry := self.queue.peek()) is not None:
             tokens -= entry.descriptor.num_prompt_tokens + entry.num_new_tokens
-            if tokens < 0 or entry.descriptor.num_moves >= MAX_MOVES or not self._may_leave(entry):
+            if tokens < 0 or entry.descriptor.num_moves >= MAX_MOVES or not self._may_leave(entry, now):
                 break
             slots -= 1
             self.queue.take_turn(entry, entry.cost)  # it is served, though elsewhere
@@ -305,10 +317,13 @@ class ModelPool:
             outbox.append((entry.gateway, Move(*entry.key, spare.shard)))
         return outbox
 
-    def _may_leave(self, entry: Waiting) -> bool:
-        """A stream that must go on on weights that are served here stays."""
+    def _may_leave(self, entry: Waiting, now: float) -> bool:
+        """A stream that must go on on weights stays where a replica with them will take it."""
         revision = entry.descriptor.weights_revision
-        return not revision or revision not in self.fleet.cohorts
+        return not revision or not any(
+            replica.info.engine.weights_revision == revision and not entry.avoids(replica.replica_id, now)
+            for replica in self.fleet.admitting()
+        )
 
     def status(self) -> dict[str, Any]:
         """Counts, as plain values."""

@@ -69,6 +69,10 @@ class Fleet:
         """Some replica reports."""
         return bool(self._heard)
 
+    def admitting(self) -> Iterator[ReplicaState]:
+        """Those that report and will take requests again when they have room."""
+        return (self.replicas[name] for name in self._heard if not self.replicas[name].is_draining)
+
     @property
     def spare(self) -> tuple[int, int]:
         """Slots and KV blocks free for new requests, over all open replicas."""

@@ -5,12 +5,16 @@ answer counts as whole only if it ended with `[DONE]` and no error event.
 """
 
 import asyncio
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
+
+_RETRY_AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -22,6 +26,7 @@ class Timeline:
     ended_at: float = 0.0
     status: int = 0
     error: str = ""
+    retry_after_s: int | None = None  #: of a refusal
 
     @property
     def ttft_s(self) -> float:
@@ -65,6 +70,8 @@ class _Streamed(asyncio.Protocol):
         timeline.ended_at = time.perf_counter()
         if timeline.status != 200:
             timeline.error = data[-300:].decode(errors="replace")
+            found = _RETRY_AFTER.search(data)
+            timeline.retry_after_s = int(found[1]) if found is not None else None
         elif self._failed:
             timeline.error = "the stream held an error event"
         if self._transport is not None:
@@ -79,13 +86,14 @@ class _Streamed(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-async def streamed_completion(url: str, body: dict[str, object]) -> Timeline:
+async def streamed_completion(url: str, body: dict[str, object], headers: Mapping[str, str] | None = None) -> Timeline:
     """POST `body` to `url` (`http://host:port/path`) and follow the stream to its end."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     parts = urlsplit(url)
     payload = msgspec.json.encode({**body, "stream": True})
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+        f"Content-Length: {len(payload)}\r\nConnection: close\r\n{more}\r\n"
     ).encode() + payload
     timeline = Timeline(time.perf_counter())
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -48,11 +48,6 @@ class ClusterHand:
     def view(self) -> ClusterView:
         """Who is at work now."""
         found: ClusterView = self._ask("view")
-        return found
-
-    def facts(self) -> dict[str, Any]:
-        """The model's name and vocabulary."""
-        found: dict[str, Any] = self._ask("facts")
         return found
 
     def migrations(self) -> int | None:
@@ -116,30 +111,19 @@ class _Hand:
 
     def __init__(self, address: str, app: str) -> None:
         self._address, self._app = address, app
+        self._joined = ExitStack()  #: to the end of the process
         self._migrations: dict[int, int] = {}
         self._migrations_of_dead_shards = 0
 
     def join(self) -> None:
-        import logging
-
         import ray
 
-        from deployments.router_actor import NAMESPACE
+        from deployments.commands.joined_cluster import joined_cluster
 
-        ray.init(
-            address=self._address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL,
-            configure_logging=True,
-        )  # fmt: skip
+        self._joined.enter_context(joined_cluster(self._address))
         here = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         if len(here) != 1 or not _is_this_host(next(iter(here))):
             raise RuntimeError(f"the cluster's processes are not all on this host (nodes {sorted(here)})")
-
-    def facts(self) -> dict[str, Any]:
-        replicas = self._status()["replicas"]
-        if not replicas:
-            raise RuntimeError("no replica has announced itself")
-        first = replicas[0]
-        return {"model": first["model"], "vocab_size": first["engine"]["vocab_size"]}
 
     def migrations(self) -> int | None:
         self._count_migrations(self._status())

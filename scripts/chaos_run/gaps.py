@@ -98,11 +98,17 @@ class Sort(StrEnum):
     DEAD = "dead"
     FROZEN = "frozen"
     LEAVING = "leaving"  #: drained or replaced
+    PROXY = "proxy"  #: the only one of its host: nobody can connect until Ray Serve has started another
 
     @classmethod
     def of(cls, kind: Kind) -> "Sort":
-        leaving = kind in (Kind.DRAIN_REPLICA, Kind.REDEPLOY)
-        return cls.FROZEN if kind is Kind.FREEZE_REPLICA else cls.LEAVING if leaving else cls.DEAD
+        special = {
+            Kind.FREEZE_REPLICA: cls.FROZEN,
+            Kind.DRAIN_REPLICA: cls.LEAVING,
+            Kind.REDEPLOY: cls.LEAVING,
+            Kind.KILL_PROXY: cls.PROXY,
+        }
+        return special.get(kind, cls.DEAD)
 
 
 def figures(gaps: Sequence[Gap]) -> dict[Sort, GapFigures]:

@@ -23,7 +23,8 @@ def summary(outcome: Outcome, seed: int, failed: bool) -> str:
     wrong = Counter(violation.kind for violation in outcome.violations)
     by_kind = Counter(str(fault.kind) for fault in outcome.faults)
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(by_kind.items()))
-    gaps = {sort: _figures(found) for sort, found in figures(outcome.gaps).items()}
+    told = {sort: found for sort, found in figures(outcome.gaps).items() if found.count or sort in _ALWAYS_TOLD}
+    gaps = ", ".join(f"{sort} {_figures(found)}" for sort, found in told.items())
     counts = ", ".join(f"{wrong[kind]} {name}" for kind, name in _NAMES.items())
     moved = "?" if outcome.migrations is None else str(outcome.migrations)
     ties = f", {outcome.num_near_ties} near-ties" if outcome.num_near_ties else ""
@@ -32,12 +33,13 @@ def summary(outcome: Outcome, seed: int, failed: bool) -> str:
         f"in {outcome.seconds:.0f} s: {counts}{ties}; "
         f"{sum(journal.num_resumed > 0 for journal in outcome.journals)} resumed, "
         f"{sum(journal.num_sent > 1 for journal in outcome.journals)} sent again, {moved} migrations; "
-        f"gaps after dead processes {gaps[Sort.DEAD]}, frozen {gaps[Sort.FROZEN]}, leaving {gaps[Sort.LEAVING]}; "
+        f"gaps after processes {gaps}; "
         f"client late by at most {outcome.own.longest_s:.2f} s, machine by {outcome.machine.longest_s:.2f} s: "
         f"{'FAILED' if failed else 'passed'}"
     )
 
 
+_ALWAYS_TOLD = (Sort.DEAD, Sort.FROZEN)
 _NAMES = {
     Wrong.LOST: "lost",
     Wrong.DUPLICATED: "duplicated",

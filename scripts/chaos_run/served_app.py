@@ -20,6 +20,8 @@ from deployments.commands.ray_environment import OUTER_ADDRESSES
 from engine.errors import MantaError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+#: Ray would start its workers with niceness 15: then clients and whatever else runs here would go before the servers.
+_RAY = {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0", OUTER_ADDRESSES: "0"}
 START_TIMEOUT_S, STOP_TIMEOUT_S = 180.0, 20.0
 
 
@@ -45,8 +47,7 @@ class ServedApp:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        ray = {"RAY_memory_monitor_refresh_ms": "0", OUTER_ADDRESSES: "0"}
-        environment = {**os.environ, **ray, "PYTHONPATH": path}
+        environment = {**os.environ, **_RAY, "PYTHONPATH": path}
         self._log = log
         self._family: dict[int, psutil.Process] = {}
         with log.open("wb") as output:

@@ -38,3 +38,16 @@ def test_retry_after_is_spread_by_the_request_and_the_same_for_the_same() -> Non
     assert 20 * (1 - JITTER) <= min(times) < 17 and 23 < max(times) <= 20 * (1 + JITTER)
     assert retry_after_s(1e9, "q") <= LONGEST_S * (1 + JITTER)
     assert retry_after_s(0.0, "q") >= 1 - JITTER
+
+
+def test_a_first_backlog_that_a_dead_replica_made_predicts_nothing() -> None:
+    rate = DrainRate()
+    rate.pass_time(False, 0.0)
+    rate.pass_time(True, 0.2)
+    rate.note(100)
+    rate.pass_time(True, 1.4)
+    assert rate.wait_s(100_000) is None
+    rate.pass_time(True, 3.0)
+    assert (rate.wait_s(100_000) or 0) > 60
+    rate.forget()
+    assert rate.wait_s(100_000) is None

@@ -280,3 +280,33 @@ def test_the_wait_in_other_shards_counts() -> None:
     put(shard, ask("here"), now=5.0)
     put(shard, ask("moved", num_moves=1, waited_s=8.0), now=6.0)
     assert granted(shard.on_report(one, Report(load(free_slots=1), []), 6.0)) == ["moved@r1"]
+
+
+def test_a_pinned_stream_leaves_a_shard_where_nobody_with_its_weights_admits() -> None:
+    shard = router(shards=2)
+    one = add_replica(shard, "r1", free_slots=0)
+    put(shard, ask("pinned", attempt=1, weights_revision="r0"))
+    assert shard.on_spare(Spare(1, "m", 4, 1000), 0.1) == [], "r1 will have room"
+    shard.on_leave(one, 0.2)
+    assert [type(m) for _, m in shard.on_spare(Spare(1, "m", 4, 1000), 0.3)] == [Move]
+
+
+def test_what_no_replica_here_may_take_moves_though_there_is_room() -> None:
+    shard = router(shards=2)
+    add_replica(shard, "r1")
+    assert granted(put(shard, ask("kept", attempt=1, weights_revision="r0", avoid=["r1"]))) == []
+    [(_, move)] = shard.on_spare(Spare(1, "m", 4, 1000), 0.1)
+    assert isinstance(move, Move) and move.request_id == "kept"
+    shard.check_invariants()
+
+
+def test_who_waited_for_a_first_replica_is_not_the_measure_of_its_speed() -> None:
+    shard = router()
+    one = add_replica(shard, "r1", free_slots=0)
+    put(shard, *[ask(f"q{n}") for n in range(50)])
+    for tick in range(40):
+        shard.on_report(one, Report(load(free_slots=0), []), 0.1 * tick)
+    assert [type(m) for _, m in shard.on_enqueue("g", ask("slow", timeout_s=5.0), 4.0)] == [Refuse]
+    shard.on_replica_lost(one)
+    add_replica(shard, "r2", now=5.0, free_slots=0)
+    assert shard.on_enqueue("g", ask("new", timeout_s=5.0), 5.1) == []
