@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployments.cli import main
+from deployments.simulation.workload import read_trace
 
 SMALL = ["simulate", "--replicas", "2", "--requests", "60", "--cost-model", "cpu-60m", "--output-tokens", "2:8"]
 
@@ -46,3 +47,15 @@ def test_the_table_says_whether_the_engine_was_measured(capsys: pytest.CaptureFi
 def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], words: list[str], why: str) -> None:
     assert main([*SMALL, *words]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_a_benchmark_writes_its_load_as_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "bench.jsonl"
+    load = ["bench", "--requests", "10", "--input-tokens", "4:8", "--output-tokens", "3", "--prefix-tokens", "16"]
+    assert main([*load, "--rate", "5", "--write-trace", str(trace)]) == 0
+    arrivals = list(read_trace(trace))
+    assert len(arrivals) == 10 and arrivals[0].at == 0.0 < arrivals[-1].at
+    assert {(arrival.group, arrival.prefix_tokens, arrival.output_tokens) for arrival in arrivals} == {(1, 16, 3)}
+    assert all(20 <= arrival.prompt_tokens <= 24 for arrival in arrivals)
+    assert main([*load, "--write-trace", str(trace)]) == 2
+    assert "--rate" in capsys.readouterr().err
