@@ -164,8 +164,12 @@ async def connect(
 ) -> FrameConnection:
     """Dial a FrameServer as (role, name) `hello`; raises OSError or TimeoutError."""
     async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-        _, connection = await asyncio.get_running_loop().create_connection(
+        transport, connection = await asyncio.get_running_loop().create_connection(
             lambda: _Dialled(kinds, secret, hello, handler), *address
         )
-        await connection.ready
+        try:
+            await connection.ready
+        except BaseException:
+            transport.abort()  # else the peer, when it wakes, would have a second connection of the same name
+            raise
     return connection

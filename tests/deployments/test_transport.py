@@ -88,6 +88,25 @@ async def test_a_silent_dialler_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
     peers.server.close()
 
 
+async def test_a_silent_listener_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.transport.HANDSHAKE_TIMEOUT_S", 0.05)
+    read: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def frozen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            read.set_result(await reader.read())
+        except ConnectionResetError:
+            read.set_result(b"")
+        writer.close()
+
+    server = await asyncio.start_server(frozen, HOST)
+    where = server.sockets[0].getsockname()[:2]
+    with pytest.raises(TimeoutError):
+        await connect(where, FromReplica, b"s", ("gateway", "g"), Recorder())
+    assert await asyncio.wait_for(read, 2.0) == b""
+    server.close()
+
+
 def test_the_decoder_takes_any_cut_of_the_bytes() -> None:
     frames: list[Frame] = [Cancel(f"request-{i}", i) for i in range(5)]
     data = b"".join(encode(frame) for frame in frames)
