@@ -59,8 +59,9 @@ class Enqueue(Frame, frozen=True, tag="enqueue"):
     digest: bytes = b""  #: names what is asked, whoever asks again (poison rule)
     weights_revision: str = ""  #: run only on these weights; empty: on any (nothing is emitted yet)
     avoid: list[str] = []  #: replicas that have failed this request
-    waited_s: float = 0.0  #: in other shards, before a move
+    waited_s: float = 0.0  #: before it was asked for again, here or elsewhere
     num_moves: int = 0  #: from shard to shard
+    is_known: bool = False  #: some shard let this attempt in before: no bound of a queue turns it away
 
 
 class Withdraw(Frame, frozen=True, tag="withdraw"):

@@ -76,11 +76,11 @@ class ModelPool:
         )
 
     def _refusal(self, entry: Waiting, now: float) -> Refuse | None:
-        """Why this request may not even wait. Migrations and moved requests may always."""
+        """Why this request may not even wait. Migrations and those that were let in before may always."""
         asked = entry.descriptor
         if self._condemned.holds(asked.digest, now):
             return _refuse_poison(asked)
-        if entry.is_migration or asked.num_moves:
+        if entry.is_migration or asked.num_moves or asked.is_known:
             return None
         wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(asked))
         code, why = "server_is_overloaded", ""
@@ -132,6 +132,9 @@ class ModelPool:
             charge, more = settled
             self.queue.adjust(charge.priority, charge.tenant, more)
         self.fleet.record(ended.replica_id, key, ended.outcome, now)
+        replica = self.fleet.replicas.get(ended.replica_id)
+        if replica is not None and not self.fleet.breakers.allows(ended.replica_id):
+            self._release(replica)
         return self.dispatch(now)
 
     # Replicas
@@ -192,8 +195,9 @@ class ModelPool:
         return self.dispatch(now)
 
     def _pass_time(self, now: float) -> None:
-        """The drain rate is of time with a backlog and somebody to work on it."""
-        self.drain_rate.pass_time(len(self.queue) > 0 and self.fleet.has_live, now)
+        """The drain rate is of time with a backlog and somebody to work on it. Who is parked is no backlog."""
+        has_backlog = self.queue.peek() is not None or bool(self._reserved)
+        self.drain_rate.pass_time(has_backlog and self.fleet.has_live, now)
 
     # The decision
 
@@ -298,11 +302,10 @@ class ModelPool:
         self._pass_time(now)
         self.fleet.close_silent(now)
         for stuck in [entry for parked in self._parked.values() for entry in parked.values()]:
-            tokens -= stuck.descriptor.num_prompt_tokens + stuck.num_new_tokens
-            if not slots or tokens < 0:
-                return outbox
-            if stuck.descriptor.num_moves < MAX_MOVES and self._may_leave(stuck, now):
-                slots -= 1
+            wanted = stuck.descriptor.num_prompt_tokens + stuck.num_new_tokens
+            is_fit = slots > 0 and wanted <= tokens and stuck.descriptor.num_moves < MAX_MOVES
+            if is_fit and self._may_leave(stuck, now):
+                slots, tokens = slots - 1, tokens - wanted
                 self._forget(stuck.key)
                 self.num_moved += 1
                 outbox.append((stuck.gateway, Move(*stuck.key, spare.shard)))

@@ -123,7 +123,8 @@ class Fleet:
 
     def report(self, replica: ReplicaState, report: Report, growth_ratio: float, now: float) -> None:
         for key in report.accepted:
-            self.leases.pop((key[0], key[1]), None)
+            if self.leases.get(key) is replica:  # else it was asked for again meanwhile, and granted elsewhere
+                del self.leases[key]
         replica.report(report, growth_ratio, now)
         self._heard[replica.replica_id] = None
         self._heard.move_to_end(replica.replica_id)

@@ -124,10 +124,17 @@ class Dispatcher:
         if not self._migration.may_run(flight):
             return
         if shard is None or not self._shards.is_alive(shard):
-            shard = self._shards.choose(flight.identity.shard_key, self._peers.homes(flight.context.model))
+            homes = self._peers.homes(flight.context.model, flight.weights_revision)
+            shard = self._shards.choose(flight.identity.shard_key, homes)
         flight.shard = shard
-        now = asyncio.get_running_loop().time()
-        self._shards.send(shard, flight.descriptor(now, self._peers.unusable()))
+        if shard is not None:
+            now = asyncio.get_running_loop().time()
+            self._shards.send(shard, flight.descriptor(now, self._peers.unusable()))
+
+    def _enqueue_again(self, flight: Flight) -> None:
+        """Out of the queue where it waits, into the one that is now the right one."""
+        self._shards.send(flight.shard, Withdraw(*flight.key))
+        self._enqueue(flight)
 
     def _enqueue_after_pause(self, flight: Flight) -> None:
         flight.shard = None
@@ -141,8 +148,16 @@ class Dispatcher:
         """Whoever waits there asks again, at the shard that is now theirs."""
         for flight in list(self._flights.values()):
             if flight.is_waiting and flight.shard == shard:
-                self._shards.send(shard, Withdraw(*flight.key))
-                self._enqueue(flight)
+                self._enqueue_again(flight)
+
+    def _bring_home(self) -> None:
+        """Whoever waits where no replica can take it asks where one can."""
+        alive = self._shards.alive()
+        for flight in list(self._flights.values()):
+            if flight.is_waiting and flight.shard is not None:
+                homes = self._peers.homes(flight.context.model, flight.weights_revision)
+                if flight.shard not in homes and not alive.isdisjoint(homes):
+                    self._enqueue_again(flight)
 
     def _granted(self, shard: int, grant: Grant) -> None:
         flight = self._flights.get(grant.request_id)
@@ -167,7 +182,6 @@ class Dispatcher:
         if flight is None or flight.key != (move.request_id, move.attempt):
             return
         if flight.is_waiting and flight.shard == shard:
-            flight.waited_s += asyncio.get_running_loop().time() - flight.enqueued_at
             flight.num_moves += 1
             self._enqueue(flight, move.shard)
 
@@ -197,6 +211,7 @@ class Dispatcher:
     def on_router_frame(self, shard: int, frame: FromRouter) -> None:
         if self._shards.heard(shard, frame):
             self._enqueue_those_at(None)
+            self._bring_home()
         match frame:
             case Grant():
                 self._granted(shard, frame)
@@ -205,9 +220,11 @@ class Dispatcher:
             case Move():
                 self._moved(shard, frame)
             case ReplicaUp():
-                self._peers.announce(shard, frame.replica)
+                if self._peers.announce(shard, frame.replica):
+                    self._bring_home()
             case ReplicaDown():
-                self._peers.retract(shard, frame.replica_id)
+                if self._peers.retract(shard, frame.replica_id):
+                    self._bring_home()
 
     # What the replicas say
 
@@ -261,8 +278,7 @@ class Dispatcher:
             if replica_id in flight.avoided or replica_id in flight.avoid:
                 flight.avoid = [other for other in flight.avoid if other != replica_id]
                 if flight.is_waiting:
-                    self._shards.send(flight.shard, Withdraw(*flight.key))
-                    self._enqueue(flight)
+                    self._enqueue_again(flight)
 
     def on_tick(self, now: float) -> None:
         """Look after those that owe a sign of life. Call every `watchdog.TICK_S`, with any steady clock."""

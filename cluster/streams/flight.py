@@ -69,11 +69,11 @@ class Flight:
         "_error",
         "_is_deaf",
         "_waiter",
+        "asked_at",
         "avoid",
         "avoided",
         "context",
         "deadline",
-        "enqueued_at",
         "identity",
         "is_over",
         "is_tried",
@@ -86,7 +86,6 @@ class Flight:
         "request",
         "running_revision",
         "shard",
-        "waited_s",
         "weights_revision",
     )
 
@@ -101,7 +100,8 @@ class Flight:
         self.avoid: list[str] = []  #: replicas that have failed it
         self.avoided: list[str] = []  #: what the shard was last told to avoid: these, and who is of no use now
         self.num_faults = 0  #: in a row, without a token in between
-        self.num_moves, self.waited_s, self.enqueued_at = 0, 0.0, 0.0
+        self.num_moves = 0
+        self.asked_at: float | None = None  #: when this attempt was first asked for; loop time
         self.pause_s = FIRST_PAUSE_S  #: before it asks again, if what it was granted is of no use
         self.num_cached_tokens = 0  #: of the attempt that runs
         self._is_deaf = False  #: the attempt is over, or all is: what is still said counts for nothing
@@ -201,7 +201,7 @@ class Flight:
             self.request, attempt=self._attempt, output_token_ids=list(self.journal), sampling=sampling
         )
         self.num_cached_tokens = 0
-        self.num_moves, self.waited_s = 0, 0.0
+        self.num_moves, self.asked_at = 0, None
 
     def finish_if_complete(self, info: EngineInfo | None) -> bool:
         """End it here if the journal holds all that it asked for, and only the word that it ended was lost."""
@@ -220,7 +220,8 @@ class Flight:
 
     def descriptor(self, now: float, unusable: list[str]) -> Enqueue:
         """What a shard is told, at loop time `now`; `unusable`: replicas that this gateway cannot submit to."""
-        self.enqueued_at = now
+        is_known = self.asked_at is not None
+        asked_at = self.asked_at = now if self.asked_at is None else self.asked_at
         self.avoided = [*self.avoid, *(replica_id for replica_id in unusable if replica_id not in self.avoid)]
         request, identity = self.request, self.identity
         num_output = len(request.output_token_ids)
@@ -239,8 +240,9 @@ class Flight:
             identity.digest,
             self.weights_revision,
             self.avoided,
-            self.waited_s,
+            now - asked_at,
             self.num_moves,
+            is_known,
         )
 
     def shun(self, replica_id: str) -> None:

@@ -36,40 +36,52 @@ class ReplicaPeers:
         self.connected: dict[str, ReplicaPeer] = {}
         self.facts: dict[str, EngineInfo] = {}  #: of each model's engines, as last announced
         self._announcers: dict[str, set[int]] = {}
-        self._homes: dict[str, Counter[int]] = {}  #: by model: how many replicas each shard announces
+        #: by model and weights revision (empty: all): how many replicas each shard announces
+        self._homes: dict[tuple[str, str], Counter[int]] = {}
         self._unusable: list[str] | None = None  #: None: to be found out anew
 
-    def announce(self, shard: int, replica: ReplicaInfo) -> None:
+    def announce(self, shard: int, replica: ReplicaInfo) -> bool:
+        """Returns whether the shard had none of its model and weights before."""
         self.announced[replica.replica_id] = replica
         self.facts[replica.model] = replica.engine
         announcers = self._announcers.setdefault(replica.replica_id, set())
-        if shard not in announcers:
-            announcers.add(shard)
-            self._homes.setdefault(replica.model, Counter())[shard] += 1
         self._unusable = None
+        if shard in announcers:
+            return False
+        announcers.add(shard)
+        homes = [self._homes.setdefault(kind, Counter()) for kind in _kinds(replica)]
+        for counts in homes:
+            counts[shard] += 1
+        return any(counts[shard] == 1 for counts in homes)
 
-    def retract(self, shard: int, replica_id: str) -> None:
-        """This shard has lost it; it stays known while another shard announces it."""
+    def retract(self, shard: int, replica_id: str) -> bool:
+        """This shard has lost it; it stays known while another shard announces it. Returns whether it was its last."""
+        was_last = False
         announcers = self._announcers.get(replica_id, set())
         if shard in announcers:
             announcers.discard(shard)
-            homes = self._homes[self.announced[replica_id].model]
-            homes[shard] -= 1
-            if not homes[shard]:
-                del homes[shard]
+            for kind in _kinds(self.announced[replica_id]):
+                homes = self._homes[kind]
+                homes[shard] -= 1
+                if not homes[shard]:
+                    del homes[shard]
+                    was_last = True
+                if not homes:
+                    del self._homes[kind]
         if not announcers:
             self._announcers.pop(replica_id, None)
             self.announced.pop(replica_id, None)
             self._unusable = None
+        return was_last
 
     def retract_all(self, shard: int) -> None:
         """The shard's connection is gone; it will say again what it knows."""
         for replica_id in [replica_id for replica_id, shards in self._announcers.items() if shard in shards]:
             self.retract(shard, replica_id)
 
-    def homes(self, model: str) -> Collection[int]:
-        """The shards that have replicas of the model."""
-        return self._homes.get(model, ())
+    def homes(self, model: str, weights_revision: str) -> Collection[int]:
+        """The shards that have replicas of the model, with these weights if they are named."""
+        return self._homes.get((model, weights_revision), ())
 
     def connect(self, replica_id: str, link: Link) -> None:
         self.connected[replica_id] = ReplicaPeer(link, self._time)
@@ -126,3 +138,8 @@ class ReplicaPeers:
             and weights_revision in ("", replica.engine.weights_revision)
             for replica in self.announced.values()
         )
+
+
+def _kinds(replica: ReplicaInfo) -> list[tuple[str, str]]:
+    """What a request may ask for and get this replica: (model, weights revision)."""
+    return [(replica.model, ""), (replica.model, replica.engine.weights_revision)]

@@ -3,7 +3,20 @@
 from typing import Any
 
 from cluster.config import RouterConfig, TenantConfig
-from cluster.frames import Announce, Condemn, Drain, Ended, Enqueue, Grant, Move, Outcome, Refuse, Report, Spare
+from cluster.frames import (
+    Announce,
+    Condemn,
+    Drain,
+    Ended,
+    Enqueue,
+    Grant,
+    Move,
+    Outcome,
+    Refuse,
+    Report,
+    Spare,
+    Withdraw,
+)
 from cluster.router.model_pool import MAX_MOVES
 from cluster.router.router import Outbox, Router
 from cluster.router.waiting import AVOID_S
@@ -300,6 +313,14 @@ def test_what_no_replica_here_may_take_moves_though_there_is_room() -> None:
     shard.check_invariants()
 
 
+def test_who_must_stay_takes_no_room_from_those_that_may_move() -> None:
+    shard = router(shards=2)
+    add_replica(shard, "r1", free_slots=1)
+    put(shard, ask("stays", attempt=1, weights_revision="gone", num_moves=MAX_MOVES, tokens=60))
+    put(shard, ask("runs"), ask("waits"))
+    assert [m.request_id for _, m in shard.on_spare(Spare(1, "m", 1, 20), 0.1) if isinstance(m, Move)] == ["waits"]
+
+
 def test_who_waited_for_a_first_replica_is_not_the_measure_of_its_speed() -> None:
     shard = router()
     one = add_replica(shard, "r1", free_slots=0)
@@ -310,3 +331,46 @@ def test_who_waited_for_a_first_replica_is_not_the_measure_of_its_speed() -> Non
     shard.on_replica_lost(one)
     add_replica(shard, "r2", now=5.0, free_slots=0)
     assert shard.on_enqueue("g", ask("new", timeout_s=5.0), 5.1) == []
+
+
+def test_a_replica_whose_breaker_opens_loses_its_reservation() -> None:
+    shard = router()
+    one = add_replica(shard, "r1", free_slots=3, free_blocks=10)
+    add_replica(shard, "r2", free_slots=0)
+    assert put(shard, ask("large", tokens=60)) == []  # reserved: "r1"
+    for number in range(3):
+        shard.on_ended(ended(f"e{number}", outcome=Outcome.FAILED), 0.1)
+    assert granted(shard.on_report(one, Report(load(), []), 0.2)) == []
+    shard.check_invariants()
+    assert granted(shard.on_report(replica_info("r2"), Report(load(), []), 0.3)) == ["large@r2"]
+    shard.check_invariants()
+
+
+def test_a_request_that_was_asked_for_again_while_its_grant_was_used_costs_nobody_credit() -> None:
+    shard = router()
+    one = add_replica(shard, "r1", free_slots=1)
+    assert put(shard, ask("q")) == ["q@r1"]
+    shard.on_withdraw(Withdraw("q", 0), 0.1)  # on its way while the gateway submits to "r1" what it was granted
+    shard.on_report(one, Report(load(free_slots=0), []), 0.1)
+    add_replica(shard, "r2", free_slots=1)
+    assert put(shard, ask("q")) == ["q@r2"]
+    shard.on_report(one, Report(load(free_slots=0), [("q", 0)]), 0.2)
+    shard.check_invariants()
+    shard.on_withdraw(Withdraw("q", 0), 0.3)
+    assert put(shard, ask("next")) == ["next@r2"]
+
+
+def test_what_was_let_in_before_is_not_turned_away_when_it_is_asked_for_again() -> None:
+    shard = router(max_queued_requests=1)
+    put(shard, ask("waits"))
+    assert refused(shard.on_enqueue("g", ask("new"), 0.0)) == [("new", "server_is_overloaded")]
+    assert refused(shard.on_enqueue("g", ask("again", waited_s=3.0, is_known=True), 0.0)) == []
+
+
+def test_a_stream_that_waits_for_other_weights_is_no_backlog() -> None:
+    shard = router(report_timeout_s=1000.0)
+    add_replica(shard, "r1")
+    put(shard, ask("old", attempt=1, weights_revision="gone", timeout_s=900.0))
+    for second in range(100):
+        shard.on_tick(float(second))
+    assert shard.status(100.0)["queues"]["m"]["drain_cost_per_s"] is None

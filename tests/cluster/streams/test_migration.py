@@ -24,7 +24,8 @@ from cluster.frames import (
     Tokens,
     Withdraw,
 )
-from engine.request import FinishReason, TokenChunk
+from cluster.generation import RequestContext
+from engine.request import FinishReason, GenerateRequest, SamplingParams, TokenChunk
 from tests.cluster.dispatcher_desk import Desk, RecordingLink, started
 from tests.cluster.router_world import engine_info, replica_info
 
@@ -310,3 +311,46 @@ async def test_a_moved_request_asks_where_it_was_told() -> None:
     desk.tokens(0, 5, finish=FinishReason.STOP)
     await task
     assert len(desk.shards[target].of_kind(Ended)) == 1
+
+
+async def test_what_waits_where_no_replica_is_left_asks_where_they_are() -> None:
+    desk = Desk(num_replicas=1, num_shards=2)
+    desk.dispatcher.on_router_frame(0, ReplicaDown("r1"))
+    task = desk.ask()
+    await asyncio.sleep(0)
+    [asked] = desk.shards[1].of_kind(Enqueue)
+    assert not asked.is_known
+    desk.dispatcher.on_router_frame(0, ReplicaUp(replica_info("r1")))
+    assert desk.shards[0].of_kind(Enqueue) == []  # where it waits there is a replica still
+    desk.dispatcher.on_router_frame(1, ReplicaDown("r1"))
+    assert desk.shards[1].sent[-1] == Withdraw("q", 0)
+    [again] = desk.shards[0].of_kind(Enqueue)
+    assert again.is_known and again.waited_s >= 0.0
+    desk.grant("r1")
+    desk.tokens(0, 5, finish=FinishReason.STOP)
+    await task
+
+
+async def test_a_stream_asks_the_shard_that_has_its_weights() -> None:
+    desk = Desk(num_replicas=0, num_shards=2)
+    for shard, revision in enumerate(("r0", "r1")):
+        desk.dispatcher.on_router_frame(shard, ReplicaUp(replica_info(f"of {revision}", revision=revision)))
+    stream = desk.dispatcher.stream(
+        GenerateRequest(
+            request_id="q",
+            prompt_token_ids=[1],
+            sampling=SamplingParams(max_tokens=9, seed=0),
+            attempt=1,
+            output_token_ids=[5],
+        ),
+        RequestContext(model="m", timeout_s=10.0, weights_revision="r0"),
+    )
+    task = asyncio.create_task(anext(aiter(stream)))
+    for first, second in ((0, 1), (1, 0)):
+        await asyncio.sleep(0)
+        assert desk.shards[first].of_kind(Enqueue) and not desk.shards[second].of_kind(Enqueue)
+        desk.shards[first].sent.clear()
+        if first == 0:  # its weights are elsewhere now
+            desk.dispatcher.on_router_frame(1, ReplicaUp(replica_info("of r0")))
+            desk.dispatcher.on_router_frame(0, ReplicaDown("of r0"))
+    task.cancel()
