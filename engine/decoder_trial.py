@@ -35,8 +35,8 @@ def fuse_decoder(
     """The model's layers as one call over `cache`; None, and a line in the log, where they stay modules."""
     if kernels is None or model.device.type != "cpu" or model.dtype is not torch.bfloat16:
         return None
-    if not model.part.is_whole:
-        return None  # between its layers ranks speak to each other
+    if model.part.stage_cut is not None:
+        return None  # a stage has not all parts of a model
     if layers_stay_modules():
         log.info("the layers stay modules: %s=modules", KERNELS_VARIABLE)
         return None
@@ -53,7 +53,7 @@ def fuse_decoder(
 
 def _known_parts(model: LoadedModel) -> tuple[DecoderParts, HeadShape]:
     parts, layer = find_parts(model.module), model.layers[0]
-    if parts is None:
+    if not model.part.agree(parts is not None) or parts is None:
         raise _StayModules("they do not consist of the parts that the fused decoder knows")
     shape = head_shape(parts, layer.num_kv_heads, layer.head_dim)
     if shape is None or len(set(model.layers)) != 1 or not NativeAttention.supports(model.dtype, layer.head_dim):
@@ -76,7 +76,7 @@ def _try(
             fused = decoder.forward(batch.ids, batch.positions, batch.metadata, batch.slots, None)
         except (TypeError, ValueError, RuntimeError) as error:  # its embeddings want or give something else
             raise _StayModules(str(error)) from error
-        if not torch.equal(fused, logits):
+        if not model.part.agree(torch.equal(fused, logits)):
             raise _StayModules("together they compute something else than the fused decoder")
     return options
 

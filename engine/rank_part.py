@@ -52,3 +52,8 @@ class RankPart:
             self._tensors.group = groups.tensor
         if groups.pipe is not None:
             self._pipe.pipe = groups.pipe
+
+    def agree(self, mine: bool) -> bool:
+        """Whether all ranks of the stage say yes; they must ask together."""
+        group = self._tensors.group
+        return mine if group.size == 1 else float(group.all_reduce(torch.tensor([float(mine)]))[0]) == group.size

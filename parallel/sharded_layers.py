@@ -40,7 +40,10 @@ class VocabParallelHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., vocabulary] at rank 0, [..., 0] at the others."""
-        part: torch.Tensor = self.columns(hidden)
+        return self.join(self.columns(hidden))
+
+    def join(self, part: torch.Tensor) -> torch.Tensor:
+        """This rank's columns [..., part] -> the same."""
         missing = max(self._widths) - part.shape[-1]  # parts of one shape are gathered
         parts = self._link.group.gather(nn.functional.pad(part, (0, missing)) if missing else part)
         if parts is None:
@@ -54,11 +57,11 @@ class ReducedOutput(nn.Module):
     def __init__(self, part: nn.Module, link: GroupLink) -> None:
         super().__init__()
         self.part = part
-        self._link = link
+        self.link = link
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the part takes; the sum over the group."""
-        return self._link.group.all_reduce(self.part(*args, **kwargs))
+        return self.link.group.all_reduce(self.part(*args, **kwargs))
 
 
 class GatheredNorm(nn.Module):

@@ -16,7 +16,10 @@ from engine.kernels.library import Kernels, thread_count
 from engine.kernels.linear import PackedLinear
 from engine.kernels.metadata import AttentionMetadata
 from engine.kernels.mlp import FusedMLP
+from engine.kernels.shared_group import SharedMemoryGroup
 from engine.kernels.stacked import StackedPart
+from parallel.sharded_layers import ReducedOutput, VocabParallelHead
+from parallel.tensor_group import TensorGroup
 
 #: Most tokens of a step that the fused decoder computes; kFewRows in native/few_rows.h.
 MAX_ROWS = 64
@@ -65,6 +68,8 @@ class DecoderParts:
     layers: list[LayerParts]
     norm: FusedRMSNorm
     output: PackedLinear
+    group: SharedMemoryGroup | None = None  #: of a tensor-parallel rank, whose attention and MLP give terms of sums
+    head: VocabParallelHead | None = None  #: which joins the ranks' outputs
 
 
 def find_parts(model: nn.Module) -> DecoderParts | None:
@@ -72,16 +77,31 @@ def find_parts(model: nn.Module) -> DecoderParts | None:
     base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     embedding, rotary = getattr(base, "embed_tokens", None), getattr(base, "rotary_emb", None)
     norm, output = getattr(base, "norm", None), getattr(model, "lm_head", None)
+    head = output if isinstance(output, VocabParallelHead) else None
+    group = _find_group(model)
+    if (head is None) != (group is None) or not (group is None or isinstance(group, SharedMemoryGroup)):
+        return None
     layers = [_layer_parts(layer) for layer in getattr(base, "layers", ())]
     found = [layer for layer in layers if layer is not None]
     if not (isinstance(embedding, nn.Module) and isinstance(rotary, nn.Module) and found and len(found) == len(layers)):
         return None
+    output = output if head is None else head.columns
     if not (isinstance(norm, FusedRMSNorm) and isinstance(output, PackedLinear)):
         return None
     products = [product for layer in found for product in layer.products()]
     if any(size % _STEP_OF_INPUTS for product in products for size in (product.in_features, product.out_features)):
         return None
-    return DecoderParts(embedding, rotary, found, norm, output)
+    return DecoderParts(embedding, rotary, found, norm, output, group, head)
+
+
+def _find_group(model: nn.Module) -> TensorGroup | None:
+    """Of a tensor-parallel rank."""
+    return next((module.link.group for module in model.modules() if isinstance(module, ReducedOutput)), None)
+
+
+def _term(module: object) -> object:
+    """What a tensor-parallel rank computes of a sum; any other module itself."""
+    return module.part if isinstance(module, ReducedOutput) else module
 
 
 def _layer_parts(layer: nn.Module) -> LayerParts | None:
@@ -92,9 +112,9 @@ def _layer_parts(layer: nn.Module) -> LayerParts | None:
         getattr(layer, "input_layernorm", None),
         first.stacked.linear if isinstance(first, StackedPart) else None,
         *norms,
-        getattr(attention, "o_proj", None),
+        _term(getattr(attention, "o_proj", None)),
         getattr(layer, "post_attention_layernorm", None),
-        getattr(layer, "mlp", None),
+        _term(getattr(layer, "mlp", None)),
     )
     kinds = (FusedRMSNorm, PackedLinear, FusedRMSNorm, FusedRMSNorm, PackedLinear, FusedRMSNorm, FusedMLP)
     for index, (part, kind) in enumerate(zip(parts, kinds, strict=True)):
@@ -159,6 +179,7 @@ class FusedDecoder:
         self._decoder = _Decoder(
             ctypes.addressof(self._layers), len(options), len(windows), _norm(parts.norm), _product(parts.output),
             *(room.data_ptr() for room in self._rooms), ctypes.addressof(ticks), *shape, keys[0].shape[2],
+            *(parts.group.seat if parts.group is not None else ()),
         )  # fmt: skip
         self._step = _Step()
         self._addresses = ctypes.addressof(self._decoder), ctypes.addressof(self._step)
@@ -187,8 +208,12 @@ class FusedDecoder:
         step.kept, step.logits = keep.data_ptr(), logits.data_ptr()
         step.rows, step.num_kept = num_rows, keep.shape[0]
         step.num_sequences, step.table_stride = metadata.num_sequences, tables.stride(0)
-        self._run(self._isa, thread_count(), *self._addresses)
-        return logits
+        if parts.group is None or parts.head is None:
+            self._run(self._isa, thread_count(), *self._addresses)
+            return logits
+        parts.group.begin("all_reduce between layers")
+        parts.group.end(self._run(self._isa, thread_count(), *self._addresses))
+        return parts.head.join(logits)
 
 
 def _check_step(num_rows: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_dim: int) -> None:
@@ -243,6 +268,8 @@ class _Decoder(ctypes.Structure):
         ("output", _Product),
         *((name, ctypes.c_void_p) for name in ("normal", "heads", "attended", "gated", "delta", "ticks")),
         *((name, ctypes.c_int32) for name in ("query_heads", "kv_heads", "head_dim", "block_size")),
+        ("group", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("rank", "ranks", "timeout_ms")),
     )
 
 

@@ -100,4 +100,6 @@ _SIGNATURES = {
     "manta_shared_gather": "piippli",
 }
 #: Those that return an int.
-_ANSWERING = frozenset({"manta_best_isa", "manta_shared_bytes", "manta_shared_all_reduce", "manta_shared_gather"})
+_ANSWERING = frozenset(
+    {"manta_best_isa", "manta_decode", "manta_shared_bytes", "manta_shared_all_reduce", "manta_shared_gather"}
+)

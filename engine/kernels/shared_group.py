@@ -31,31 +31,36 @@ class SharedMemoryGroup:
         self._timeout_ms = int(timeout_s * 1000)
         self._progress = progress
 
+    @property
+    def seat(self) -> tuple[int, int, int, int]:
+        """For kernels that sum by themselves: the memory's address, rank, size, timeout in ms."""
+        return self._address, self.rank, self.size, self._timeout_ms
+
     def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
         """See `TensorGroup`."""
         if part.dtype not in _DTYPES:
             return torch.stack(self.all_gather(part)).float().sum(0).to(part.dtype)
         part = part.contiguous()
-        self._begin("all_reduce")
+        self.begin("all_reduce")
         late = self._library.manta_shared_all_reduce(
             thread_count(), int(part.dtype is torch.bfloat16), self._address, self.rank, self.size,
             part.data_ptr(), part.numel(), self._timeout_ms,
         )  # fmt: skip
-        self._end(late)
+        self.end(late)
         return part
 
     def all_gather(self, part: torch.Tensor) -> list[torch.Tensor]:
         """See `TensorGroup`."""
-        self._begin("all_gather")
+        self.begin("all_gather")
         return self._gather(part)
 
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         """See `TensorGroup`."""
-        self._begin("gather")
+        self.begin("gather")
         if self.rank == 0:
             return self._gather(part)
         part = part.contiguous()
-        self._end(
+        self.end(
             self._library.manta_shared_gather(
                 self._address, self.rank, self.size, part.data_ptr(), None, part.nbytes, self._timeout_ms
             )
@@ -65,18 +70,20 @@ class SharedMemoryGroup:
     def _gather(self, part: torch.Tensor) -> list[torch.Tensor]:
         part = part.contiguous()
         parts = torch.empty((self.size, *part.shape), dtype=part.dtype)
-        self._end(
+        self.end(
             self._library.manta_shared_gather(
                 self._address, self.rank, self.size, part.data_ptr(), parts.data_ptr(), part.nbytes, self._timeout_ms
             )
         )
         return list(parts)
 
-    def _begin(self, what: str) -> None:
+    def begin(self, what: str) -> None:
+        """A collective begins; `end` must follow."""
         self._progress.collective += 1
         self._progress.inside = what
 
-    def _end(self, late: int) -> None:
+    def end(self, late: int) -> None:
+        """It has ended: 0, or 1 + the rank that has not come."""
         if late:
             what = f"{self._progress.inside} (number {self._progress.collective})"
             raise CollectiveFailed(what, f"part {late - 1} of the stage has not come within {self._timeout_s:g} s")

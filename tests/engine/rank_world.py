@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
 from engine.kernels.library import Kernels
 from engine.kernels.shared_group import join_shared_memory
+from engine.model_loader import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.model_start import build_runner, load_part
 from engine.rank_part import RankPart
@@ -27,35 +29,35 @@ TIMEOUT_S = 20.0
 
 
 class ThreadedRanks:
-    """`StepExecutor` over the ranks of a layout, one thread each."""
+    """`StepExecutor` over ranks, one thread each; `build` makes a rank's runner once it is connected."""
 
     def __init__(
-        self, runners: list[ModelRunner], parts: list[RankPart], modules: list[Any], kernels: Kernels | None
+        self, models: list[LoadedModel], build: Callable[[LoadedModel], ModelRunner], shared: Kernels | None
     ) -> None:
-        self._kernels = kernels
+        self._build, self._shared = build, shared
         self._store = dist.HashStore()
-        self._plans: list[queue.Queue[tuple[StepPlan, list[tuple[int, int]]] | None]] = [queue.Queue() for _ in parts]
+        self._plans: list[queue.Queue[tuple[StepPlan, list[tuple[int, int]]] | None]] = [queue.Queue() for _ in models]
         self._results: queue.Queue[StepResult | Exception] = queue.Queue()
         self._sampled: list[tuple[int, int]] = []
         self._threads = [
-            threading.Thread(target=self._run, args=(rank, *rest), daemon=True)
-            for rank, rest in enumerate(zip(runners, parts, modules, strict=True))
+            threading.Thread(target=self._run, args=(rank, model), daemon=True) for rank, model in enumerate(models)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _run(self, rank: int, runner: ModelRunner, part: RankPart, module: Any) -> None:
+    def _run(self, rank: int, model: LoadedModel) -> None:
         try:
-            progress = Progress()
-            waits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "progress": progress}
-            by_memory = partial(join_shared_memory, self._kernels, **waits) if self._kernels else None
+            part = model.part
+            waits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "progress": Progress()}
+            by_memory = partial(join_shared_memory, self._shared, **waits) if self._shared else None
             groups = join_groups(self._store, part.layout, rank, host="127.0.0.1", join_tensor_group=by_memory, **waits)
-            part.connect(module, groups)
+            part.connect(model.module, groups)
+            runner = self._build(model)
             while (order := self._plans[rank].get()) is not None:
                 plan, sampled = order
                 runner.learn_tokens(sampled)
                 result = runner.execute(plan)
-                if part.computes_logits:
+                if runner.samples:
                     self._results.put(result)
         except Exception as error:
             self._results.put(error)
@@ -77,24 +79,25 @@ class ThreadedRanks:
 
 
 def threaded_engine(
-    folder: Path, config: EngineConfig, layout: RankLayout, kernels: Kernels | None = None
+    folder: Path,
+    config: EngineConfig,
+    layout: RankLayout,
+    *,
+    kernels: Kernels | None = None,
+    shared: Kernels | None = None,
 ) -> EngineCore:
-    """An engine whose ranks are threads; with `kernels` they sum in shared memory."""
+    """An engine whose ranks are threads; they compute with `kernels`, and with `shared` they sum in shared memory."""
     checkpoint = read_checkpoint(folder)
     parts = [RankPart(layout, rank) for rank in range(layout.world_size)]
-    loaded = [load_part(checkpoint, config, CPU, None, part) for part in parts]
+    loaded = [load_part(checkpoint, config, CPU, kernels, part) for part in parts]
     max_model_len = config.max_model_len or loaded[0][1]
     assert config.kv_cache_tokens is not None
     num_blocks = config.kv_cache_tokens // config.block_size
-    runners = [
-        build_runner(model, None, config, num_blocks=num_blocks, max_model_len=max_model_len, cores=None)
-        for model, _ in loaded
-    ]
     info = EngineInfo(
         model_path=str(folder),
         architecture=checkpoint.architecture,
         weights_revision=checkpoint.weights_revision,
-        dtype="float32",
+        dtype=str(loaded[0][0].dtype).removeprefix("torch."),
         device="cpu",
         vocab_size=loaded[0][0].vocab_size,
         max_model_len=max_model_len,
@@ -102,5 +105,9 @@ def threaded_engine(
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
     )
-    executor = ThreadedRanks(runners, parts, [model.module for model, _ in loaded], kernels)
+
+    def build(model: LoadedModel) -> ModelRunner:
+        return build_runner(model, kernels, config, num_blocks=num_blocks, max_model_len=max_model_len, cores=None)
+
+    executor = ThreadedRanks([model for model, _ in loaded], build, shared)
     return EngineCore(Scheduler(config, info), executor)

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine import decoder_trial, model_runner
 from engine.checkpoint import read_checkpoint
 from engine.config import DType, EngineConfig
 from engine.core import EngineCore
@@ -56,7 +58,7 @@ def test_many_ranks_say_what_one_says(model_type: str, tmp_path: Path) -> None:
     asked = arrivals(4)
     expected = answers(start_engine(str(folder), CONFIG)[0], asked)
     for layout in FOUR_RANKS:
-        assert answers(threaded_engine(folder, CONFIG, layout, load_kernels()), asked) == expected, layout
+        assert answers(threaded_engine(folder, CONFIG, layout, shared=load_kernels()), asked) == expected, layout
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,27 @@ def test_preemption_sampling_and_logprobs(layout: RankLayout, tied: bool, tmp_pa
                 assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
             for one, other in zip(mine.prompt_logprobs or [], theirs.prompt_logprobs or [], strict=True):
                 assert one is other or one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_ranks_run_all_layers_as_one_call_too(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, on packed kernels: the same tokens as the modules of the same ranks say."""
+    folder = save_tiny_model(model_type, tmp_path, intermediate_size=128)
+    config = msgspec.structs.replace(CONFIG, dtype=DType.BFLOAT16)
+    kernels, layout, asked = load_kernels(), RankLayout(2, 1), arrivals(4, max_tokens=12)
+    fused: list[bool] = []
+
+    def counting(*args: Any) -> Any:
+        decoder = decoder_trial.fuse_decoder(*args)
+        fused.append(decoder is not None)
+        return decoder
+
+    monkeypatch.setattr(model_runner, "fuse_decoder", counting)
+    got = answers(threaded_engine(folder, config, layout, kernels=kernels, shared=kernels), asked)
+    assert fused == [True, True]
+    monkeypatch.setattr(model_runner, "fuse_decoder", lambda *_: None)
+    assert got == answers(threaded_engine(folder, config, layout, kernels=kernels, shared=kernels), asked)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral", "phi3"])

@@ -8,6 +8,7 @@
 #include "dot_amx.h"
 #include "elementwise.h"
 #include "few_rows.h"
+#include "shared_group.h"
 #include "team.h"
 #include "write_kv.h"
 
@@ -44,6 +45,8 @@ struct Decoder {
     bf16 *normal, *heads, *attended, *gated, *delta;  // room for kFewRows rows each
     int64_t* ticks;  // counts the layers done, for a watchdog
     int32_t query_heads, kv_heads, head_dim, block_size;
+    Shared* group;  // or null: of a tensor-parallel rank, whose residual products are terms of a sum
+    int32_t rank, ranks, timeout_ms;
 };
 
 struct Step {
@@ -73,7 +76,8 @@ class Pass {
         states_.resize(floats);
     }
 
-    void run() {
+    // 0, or 1 + a rank of the group that has not come: then the logits mean nothing.
+    int run() {
 #pragma omp parallel num_threads(threads_)
         {
 #pragma omp single
@@ -85,6 +89,7 @@ class Pass {
             }
             output(me);
         }
+        return late_;
     }
 
    private:
@@ -120,6 +125,7 @@ class Pass {
     }
 
     void product_to_residual(int me, const Product& product, const bf16* input, int64_t width) {
+        if (decoder_.group) return sum_to_residual(me, product, input, width);
         const LinearJob job = linear_job(product, input, decoder_.delta, step_.rows);
         Dot dot;
         team_.each(me, (job.blocks + 1) / 2, [&](int64_t pair) {
@@ -130,6 +136,21 @@ class Pass {
                 const bf16* more = decoder_.delta + row * width;
                 for (int64_t i = first; i < last; i += kLanes) store(sum + i, load(sum + i) + load(more + i));
             }
+        });
+    }
+
+    // The same where the product is this rank's term of a sum.
+    void sum_to_residual(int me, const Product& term, const bf16* input, int64_t width) {
+        product(me, term, input, decoder_.delta, step_.rows);
+        team_.each(me, 1, [&](int64_t) {
+            if (!late_)
+                late_ = all_reduce(1, decoder_.group, decoder_.rank, decoder_.ranks, decoder_.delta,
+                                   step_.rows * width, decoder_.timeout_ms);
+        });
+        team_.each(me, step_.rows, [&](int64_t row) {
+            bf16* sum = step_.hidden + row * width;
+            const bf16* more = decoder_.delta + row * width;
+            for (int64_t i = 0; i < width; i += kLanes) store(sum + i, load(sum + i) + load(more + i));
         });
     }
 
@@ -189,11 +210,12 @@ class Pass {
     Team team_;
     std::vector<AttentionPlan> plans_;
     std::vector<float> states_;
+    int late_ = 0;
 };
 
 }  // namespace
 
-MANTA_EXPORT void manta_decode(int isa, int threads, const Decoder* decoder, const Step* step) {
+MANTA_EXPORT int manta_decode(int isa, int threads, const Decoder* decoder, const Step* step) {
 #if defined(__AMX_BF16__)
     if (isa >= kAmx) return Pass<DotAmx>(*decoder, *step, threads).run();
 #endif
@@ -201,5 +223,5 @@ MANTA_EXPORT void manta_decode(int isa, int threads, const Decoder* decoder, con
     if (isa >= kAvx512Bf16) return Pass<Tiled<DotAvx512>>(*decoder, *step, threads).run();
 #endif
     (void)isa;
-    Pass<Tiled<DotGeneric>>(*decoder, *step, threads).run();
+    return Pass<Tiled<DotGeneric>>(*decoder, *step, threads).run();
 }
