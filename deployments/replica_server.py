@@ -78,7 +78,10 @@ class ReplicaServer:
         return len(self._owners)
 
     async def close_gently(self, timeout_s: float) -> None:
-        """Close once what was sent has left."""
+        """Close once what was sent has left. What still runs here is over, and not by a death."""
+        owners, self._owners = self._owners, {}
+        for key, gateway in owners.items():
+            gateway.send(Failed(*key, "the replica has ended", retryable=True))
         self.close()
         await self._server.wait_closed(timeout_s)
 

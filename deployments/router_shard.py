@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -32,6 +33,7 @@ from cluster.routing.policy import policy_of
 from deployments.router_link import RouterAddress, RouterLink
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
 
+logger = logging.getLogger("manta.router")
 TICK_S = 0.125
 TICKS_PER_PULSE = 2
 
@@ -42,6 +44,7 @@ class _GatewayPeer:
 
     def on_frame(self, frame: Any) -> None:
         router, now = self._shard.router, time.monotonic()
+        router.heard(self._name, now)
         match frame:
             case Enqueue():
                 self._shard.post(router.on_enqueue(self._name, frame, now))
@@ -172,6 +175,9 @@ class RouterShard:
             await asyncio.sleep(TICK_S)
             self.post(self.router.on_tick(time.monotonic()))
             self.streams.on_tick(time.monotonic())
+            for gateway in self.router.silent_gateways():
+                logger.warning("gateway %s uses no grant and says nothing; it is cut off", gateway)
+                self.gateways[gateway].abort()
             if self.others:
                 for spare in self.router.spare():
                     _send_all(self.others.values(), spare)

@@ -72,6 +72,11 @@ class FrameConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """End it at once: a peer that reads nothing would keep `close` waiting."""
+        if self._transport is not None:
+            self._transport.abort()
+
 
 class _Accepted(FrameConnection):
     """The listening side: challenges, checks the answer, then asks `accept` for a handler."""

@@ -5,6 +5,7 @@ so each step of each replica is filled from the one queue and a slow replica hoa
 announce themselves, gateways repeat what they wait for.
 """
 
+from math import inf
 from typing import Any
 
 import msgspec
@@ -40,7 +41,7 @@ class Router:
         self._policy = policy
         self._shard = shard
         self._pools: dict[str, ModelPool] = {}
-        self._gateways: set[str] = set()
+        self._gateways: dict[str, float] = {}  # when each was last heard of; inf: it has only just connected
         self._condemned = Condemned()
 
     @property
@@ -71,14 +72,30 @@ class Router:
 
     def on_gateway(self, gateway: str) -> Outbox:
         """A gateway has connected (again): tell it all replicas."""
-        self._gateways.add(gateway)
+        self._gateways[gateway] = inf
         return [(gateway, ReplicaUp(replica.info)) for replica in self.replicas()]
 
     def on_gateway_lost(self, gateway: str) -> None:
         """Forget what it waits for; its unused grants return when their lease ends."""
-        self._gateways.discard(gateway)
+        self._gateways.pop(gateway, None)
         for pool in self._pools.values():
             pool.gateway_lost(gateway)
+
+    def heard(self, gateway: str, now: float) -> None:
+        """A frame of it has come."""
+        if gateway in self._gateways:
+            self._gateways[gateway] = now
+
+    def silent_gateways(self) -> list[str]:
+        """Those that let a grant lapse and have said nothing since it was made: frozen, or cut off. Each is told once.
+
+        Whatever else waits for them would take places for the length of a lease, one after the other, and run nothing.
+        """
+        silent = []
+        for pool in self._pools.values():
+            lapsed, pool.fleet.lapsed = pool.fleet.lapsed, {}
+            silent += [name for name, at in lapsed.items() if self._gateways.get(name, inf) <= at]
+        return silent
 
     def on_enqueue(self, gateway: str, descriptor: Enqueue, now: float) -> Outbox:
         return self._pool(descriptor.model).enqueue(gateway, descriptor, now)

@@ -48,6 +48,7 @@ class Fleet:
         self._config = config
         self.replicas: dict[str, ReplicaState] = {}
         self.leases: dict[Key, ReplicaState] = {}  # oldest grant first
+        self.lapsed: dict[str, float] = {}  # by gateway: when the last grant that it has not used was made
         self.prefixes = PrefixIndex()
         self.breakers = CircuitBreakers()
         self.cohorts: dict[str, Cohort] = {}  # by weights revision
@@ -162,8 +163,10 @@ class Fleet:
         """Take back grants whose lease has ended, close who is silent, open whose breaker's backoff is over."""
         while self.leases:
             key, replica = next(iter(self.leases.items()))
-            if replica.granted[key].expires_at > now:
+            granted = replica.granted[key]
+            if granted.expires_at > now:
                 break
+            self.lapsed[granted.gateway] = granted.expires_at - self._config.lease_s
             self.take_back(key)
         self.close_silent(now)
         for name in self.breakers.pass_time(now):

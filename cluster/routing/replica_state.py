@@ -18,6 +18,7 @@ SEQUENCE_TOKENS = 128  #: of prompt that one running sequence weighs as much as 
 class Granted:
     """A grant on its way through the gateway."""
 
+    gateway: str
     num_blocks: int
     num_tokens: int  #: prompt tokens to compute
     expires_at: float
@@ -87,6 +88,7 @@ class ReplicaState:
         self.take_back(waiting.key)
         num_prompt_tokens = waiting.descriptor.num_prompt_tokens
         granted = Granted(
+            waiting.gateway,
             self.blocks_for(num_prompt_tokens + waiting.num_new_tokens - 1),
             max(1, num_prompt_tokens - num_cached_tokens),
             expires_at,

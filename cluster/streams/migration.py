@@ -104,7 +104,9 @@ class Migration:
 
     def _died(self, dead: list[tuple[Flight, AttemptEnd]]) -> None:
         """Requests whose replica died under them."""
-        condemned = self._poison.on_death((flight.request_id, flight.num_emitted > 0) for flight, _ in dead)
+        condemned = self._poison.on_death(
+            (flight.request_id, flight.num_emitted > 0) for flight, _ in dead if not flight.is_over
+        )
         for flight, how in dead:
             replica_id = flight.replica_id
             assert replica_id is not None

@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import httpx
 import msgspec
 import pytest
 
 from cluster.replica.replica_drain import ReplicaDrain
+from cluster.streams.flight import AttemptEnd, End, Flight
 from deployments.http_door import HttpDoor
 from deployments.leave import Leave
 from deployments.take_leave import drain_gateway, drain_replica
@@ -55,6 +56,26 @@ async def test_streams_run_to_their_end_where_nobody_else_has_their_weights() ->
         asked = await busy(world, 3, 150)
         await leave(world.replicas[0], drain_s=0.0, grace_s=60.0, has_others=lambda: False)
         assert await asyncio.gather(*asked) == [chain([number], 150) for number in range(3)]
+
+
+async def test_what_runs_when_a_replica_closes_is_handed_on_not_lost_with_it() -> None:
+    async with serving_world(num_replicas=2, step_delay_s=0.005) as world:
+        asked = await busy(world, 4, 100)
+        leaver = world.replicas[0]
+        assert leaver.server.num_requests
+        ends: list[AttemptEnd] = []
+        ended = world.dispatcher._migration.ended
+
+        def note(which: Iterable[tuple[Flight, AttemptEnd]]) -> None:
+            noted = list(which)
+            ends.extend(how for _, how in noted)
+            ended(noted)
+
+        world.dispatcher._migration.ended = note  # type: ignore[method-assign]
+        leaver.server.leave()
+        await leaver.server.close_gently(1.0)
+        assert await asyncio.gather(*asked) == [chain([number], 100) for number in range(4)]
+        assert {how.end for how in ends} == {End.REFUSED, End.FINISHED}
 
 
 async def test_a_leaving_replica_gets_nothing_new() -> None:

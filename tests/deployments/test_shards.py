@@ -2,9 +2,14 @@
 
 import asyncio
 
+from cluster.config import RouterConfig
+from cluster.frames import Announce, FromRouter, Grant, Report
 from deployments.router_shard import RouterShard
-from tests.deployments.serving_world import ServingWorld, chain, request, serving_world, until
+from deployments.transport import connect
+from tests.cluster.router_world import descriptor, load, replica_info
+from tests.deployments.serving_world import HOST, SECRET, ServingWorld, chain, request, serving_world, until
 from tests.deployments.test_serving_path import tokens_of
+from tests.deployments.test_transport import Recorder
 
 
 def homes(world: ServingWorld) -> list[set[str]]:
@@ -39,6 +44,23 @@ async def test_an_idle_shard_takes_requests_from_one_without_replicas() -> None:
         answers = await asyncio.gather(*(world.generate(request(f"q{i}", [i], 3)) for i in range(12)))
         assert [tokens_of(answer) for answer in answers] == [chain([i], 3) for i in range(12)]
         assert world.shards[1].router.num_granted == 0
+
+
+async def test_a_gateway_that_lets_its_grants_lapse_in_silence_is_cut_off() -> None:
+    shard = RouterShard(RouterConfig(lease_s=0.1), SECRET)
+    where = (HOST, await shard.start(HOST))
+    frozen, idle = Recorder(), Recorder()
+    gateway = await connect(where, FromRouter, SECRET, ("gateway", "frozen"), frozen)
+    await connect(where, FromRouter, SECRET, ("gateway", "idle"), idle)
+    replica = await connect(where, FromRouter, SECRET, ("replica", "r1"), Recorder())
+    replica.send(Announce(replica_info("r1")))
+    replica.send(Report(load(), []))
+    gateway.send(descriptor("q"))
+    await until(lambda: any(isinstance(frame, Grant) for frame in frozen.frames))
+    await until(lambda: frozen.lost)
+    await until(lambda: set(shard.gateways) == {"idle"})
+    assert not idle.lost
+    shard.close()
 
 
 async def test_a_shard_asks_its_replica_to_leave() -> None:

@@ -367,6 +367,22 @@ def test_what_was_let_in_before_is_not_turned_away_when_it_is_asked_for_again() 
     assert refused(shard.on_enqueue("g", ask("again", waited_s=3.0, is_known=True), 0.0)) == []
 
 
+def test_a_gateway_that_uses_no_grant_and_says_nothing_is_named_once() -> None:
+    shard = router(lease_s=1.0)
+    for name in ("frozen", "slow", "new"):
+        shard.on_gateway(name)
+    shard.heard("frozen", 0.0)
+    shard.heard("slow", 0.5)
+    add_replica(shard, "r1")
+    for name in ("frozen", "slow", "new"):
+        assert granted(shard.on_enqueue(name, ask(f"of {name}"), 0.0))
+    shard.on_tick(0.9)
+    assert shard.silent_gateways() == []
+    shard.on_tick(1.0)
+    assert shard.silent_gateways() == ["frozen"]
+    assert shard.silent_gateways() == []
+
+
 def test_a_stream_that_waits_for_other_weights_is_no_backlog() -> None:
     shard = router(report_timeout_s=1000.0)
     add_replica(shard, "r1")

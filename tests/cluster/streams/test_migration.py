@@ -354,3 +354,19 @@ async def test_a_stream_asks_the_shard_that_has_its_weights() -> None:
             desk.dispatcher.on_router_frame(1, ReplicaUp(replica_info("of r0")))
             desk.dispatcher.on_router_frame(0, ReplicaDown("of r0"))
     task.cancel()
+
+
+async def test_who_is_over_is_no_suspect() -> None:
+    desk = Desk(num_replicas=2)
+    killer, late = desk.ask("killer"), desk.ask("late")
+    await asyncio.sleep(0)
+    for attempt, replica_id in enumerate(("r1", "r2")):
+        for name in ("killer", "late"):
+            desk.grant(replica_id, name, attempt)
+        if attempt:
+            desk.dispatcher._flights["late"].expire()  # its reader has not come to it yet
+        desk.lose(replica_id)
+    with pytest.raises(PoisonRequest):
+        await killer
+    with pytest.raises(DeadlineExceeded):
+        await late
