@@ -93,11 +93,13 @@ class GatewayDeployment:
                 yield piece
 
     def check_health(self) -> None:
-        """A listener that has ended is a dead gateway; one that leaves is to be replaced."""
+        """A gateway without its listener or its watchdog is a dead one; one that leaves is to be replaced."""
         if self._leave.has_begun:
             raise RuntimeError("the gateway drains")
         if self._door is not None and self._door.has_ended:
             raise RuntimeError("the HTTP listener has ended")
+        if self._links.has_failed:
+            raise RuntimeError("the watchdog has ended")
 
     async def __del__(self) -> None:
         """Serve calls it when the gateway is to stop and its own handles' requests are done, and waits."""

@@ -63,6 +63,11 @@ class GatewayLinks:
         self._ticker = asyncio.create_task(self._tick())
         self.connections: dict[str, FrameConnection] = {}
 
+    @property
+    def has_failed(self) -> bool:
+        """It ticks no longer: nobody looks after frozen replicas and silent shards."""
+        return self._ticker.done()
+
     def shard_peer(self, shard: int) -> _ShardPeer:
         """What the `RouterLink` to that shard feeds."""
         return _ShardPeer(self, shard)

@@ -122,6 +122,8 @@ class ReplicaDeployment:
             raise self._dead
         if self._leave.has_begun:
             raise RuntimeError("the replica drains")
+        if self._server.has_failed or self._links.has_failed:
+            raise RuntimeError("the replica gives no signs of life")
         if self._watch.is_stuck(*self._engine.progress(), now=self._loop.time()):
             raise RuntimeError("the engine is busy and does not move")
 

@@ -83,6 +83,11 @@ class ReplicaLinks:
             self._choice.on_tick()
             self._settle()
 
+    @property
+    def has_failed(self) -> bool:
+        """It ticks no longer: nobody looks for another shard."""
+        return self._watch.done()
+
     def close(self) -> None:
         self._watch.cancel()
         for link in self._links:

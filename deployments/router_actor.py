@@ -6,6 +6,7 @@ Nothing in it must outlive it: what it is configured with and the cluster secret
 
 import asyncio
 import logging
+import os
 import time
 from functools import partial
 from typing import Any
@@ -36,7 +37,9 @@ class RouterActor:
         self._phases: dict[str, dict[str, float]] = {}
 
     async def join(self) -> RouterAddress:
-        """Where the shard listens."""
+        """Where the shard listens. An actor whose shard has failed ends, and Ray starts it anew."""
+        if self._shard.has_failed:
+            os._exit(1)
         if self._address is None:
             self._address = asyncio.create_task(self._start())
         return await asyncio.shield(self._address)

@@ -131,7 +131,13 @@ class RouterShard:
         """Listen; returns the port (0: any free one)."""
         port = await self._server.listen(host, port)
         self._ticker = asyncio.create_task(self._tick())
+        self._ticker.add_done_callback(self._tick_ended)
         return port
+
+    @property
+    def has_failed(self) -> bool:
+        """It ticks no longer, and has let go of everybody."""
+        return self._ticker is not None and self._ticker.done() and not self._ticker.cancelled()
 
     def join(self, number: int, find: Callable[[], Awaitable[RouterAddress]]) -> None:
         """Stay connected to an earlier shard; `find` tells where it listens."""
@@ -143,6 +149,12 @@ class RouterShard:
         for link in self._links:
             link.close()
         self._server.close()
+
+    def _tick_ended(self, ticker: asyncio.Task[None]) -> None:
+        """A shard that cannot tick holds nothing back: its peers see it end and go elsewhere."""
+        if not ticker.cancelled():
+            logger.critical("the shard has failed", exc_info=ticker.exception())
+            self.close()
 
     def drain(self, replica_id: str) -> bool:
         """Ask a replica to take its leave; False if it is not announced here."""

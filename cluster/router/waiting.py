@@ -1,6 +1,6 @@
 """Waiting: one request in a router shard, with what was worked out once when it came."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cluster.frames import Enqueue
@@ -27,6 +27,10 @@ class Waiting:
     is_queued: bool = False  #: it is in the queue, its turn over or not
     had_turn: bool = False  #: it has been charged, and stands outside of the order
     reserved: "ReplicaState | None" = None  #: which gets free for it
+    _avoid: frozenset[str] = field(init=False)  # a gateway that has just come names all replicas
+
+    def __post_init__(self) -> None:
+        self._avoid = frozenset(self.descriptor.avoid)
 
     @property
     def key(self) -> Key:
@@ -47,4 +51,4 @@ class Waiting:
 
     def avoids(self, replica_id: str, now: float) -> bool:
         """Whether that replica has failed this request, a short while ago."""
-        return bool(self.descriptor.avoid) and now < self.avoid_until and replica_id in self.descriptor.avoid
+        return bool(self._avoid) and now < self.avoid_until and replica_id in self._avoid

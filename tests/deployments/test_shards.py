@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from cluster.config import RouterConfig
 from cluster.frames import Announce, FromRouter, Grant, Report
 from deployments.router_shard import RouterShard
@@ -61,6 +63,20 @@ async def test_a_gateway_that_lets_its_grants_lapse_in_silence_is_cut_off() -> N
     await until(lambda: set(shard.gateways) == {"idle"})
     assert not idle.lost
     shard.close()
+
+
+async def test_a_shard_that_cannot_tick_lets_go_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = RouterShard(RouterConfig(), SECRET)
+    where, peer = (HOST, await shard.start(HOST)), Recorder()
+    await connect(where, FromRouter, SECRET, ("gateway", "g"), peer)
+    assert not shard.has_failed
+
+    def fail(now: float) -> None:
+        raise AssertionError("no request is both held and queued")
+
+    monkeypatch.setattr(shard.router, "on_tick", fail)
+    await until(lambda: peer.lost)
+    assert shard.has_failed
 
 
 async def test_a_shard_asks_its_replica_to_leave() -> None:
