@@ -187,14 +187,21 @@ class RouterShard:
             await asyncio.sleep(TICK_S)
             self.post(self.router.on_tick(time.monotonic()))
             self.streams.on_tick(time.monotonic())
-            for gateway in self.router.silent_gateways():
-                logger.warning("gateway %s uses no grant and says nothing; it is cut off", gateway)
-                self.gateways[gateway].abort()
+            self._cut_off_the_silent()
             if self.others:
                 for spare in self.router.spare():
                     _send_all(self.others.values(), spare)
             if count % TICKS_PER_PULSE == 0:
                 _send_all(self.listeners, Pulse())
+
+    def _cut_off_the_silent(self) -> None:
+        """A connection may be dead on the other side alone; who is only frozen dials again when it wakes."""
+        for gateway in self.router.silent_gateways():
+            logger.warning("gateway %s uses no grant and says nothing; it is cut off", gateway)
+            self.gateways[gateway].abort()
+        for replica_id in self.router.hopeless_replicas(time.monotonic()):
+            logger.warning("replica %s reports nothing; it is cut off", replica_id)
+            self.replicas[replica_id].abort()
 
 
 def _send_all(connections: Iterable[FrameConnection], frame: Frame) -> None:

@@ -32,6 +32,8 @@ from cluster.routing.replica_state import ReplicaState
 
 __all__ = ["Outbox", "Router"]
 
+HOPELESS_S = 10.0
+
 
 class Router:
     """One shard of the queue. Methods named `on_...` take an event and return the messages it causes."""
@@ -139,6 +141,12 @@ class Router:
             return []
         down = ReplicaDown(replica.replica_id)
         return [(gateway, down) for gateway in self._gateways]
+
+    def hopeless_replicas(self, now: float) -> list[str]:
+        """Those that have reported nothing for so long that their connection is doubted: while they are here, requests
+        wait for them.
+        """
+        return [replica.replica_id for replica in self.replicas() if now - replica.reported_at > HOPELESS_S]
 
     def drain(self, replica_id: str) -> Drain | None:
         """Take a replica out by hand. Returns what to send it; None if it is not here."""

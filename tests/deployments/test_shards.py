@@ -65,6 +65,18 @@ async def test_a_gateway_that_lets_its_grants_lapse_in_silence_is_cut_off() -> N
     shard.close()
 
 
+async def test_a_replica_that_reports_nothing_for_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.router.router.HOPELESS_S", 0.3)
+    async with serving_world(num_replicas=1, num_shards=2) as world:
+        await until(lambda: homes(world) == [{"r0"}, set()])
+        gone, peer = (HOST, world.ports[0]), Recorder()
+        replica = await connect(gone, FromRouter, SECRET, ("replica", "gone"), peer)
+        replica.send(Announce(replica_info("gone")))
+        await until(lambda: "gone" in world.dispatcher.replicas)
+        await until(lambda: peer.lost)
+        await until(lambda: set(world.dispatcher.replicas) == {"r0"})
+
+
 async def test_a_shard_that_cannot_tick_lets_go_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     shard = RouterShard(RouterConfig(), SECRET)
     where, peer = (HOST, await shard.start(HOST)), Recorder()
