@@ -1,13 +1,14 @@
 """Circuit breakers: a replica that fails requests gets none for a while, then one to try it with.
 
-    closed --3 failures in a row--> open --backoff ends--> half-open --the probe succeeds--> closed
+    closed --3 failures in a row--> open --backoff ends--> half-open --the probe gives tokens--> closed
                                      ^--------- the probe fails ---------'
 
-Each time it opens again without having closed, the backoff doubles. At most half of the fleet is out at once: what all
+Each time it opens again without a success, the backoff doubles. At most half of the fleet is out at once: what all
 replicas fail is not the replicas' fault. Owns no clock: `now` is an argument.
 """
 
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,21 +33,22 @@ class CircuitBreaker:
 
     state: BreakerState = BreakerState.CLOSED
     num_failures: int = 0  #: in a row
-    num_openings: int = 0  #: since it was last closed
+    num_openings: int = 0  #: since the last success
     open_until: float = 0.0
     probe: Key | None = None  #: the one request that is let through when half-open
     probed_at: float = 0.0
+    probe_tokens: int = 0  #: that the replica had given in all when the probe was sent
 
     @property
     def allows(self) -> bool:
         """Whether a request may go to the replica."""
         return self.state is BreakerState.CLOSED or (self.state is BreakerState.HALF_OPEN and self.probe is None)
 
-    def dispatched(self, key: Key, now: float) -> None:
+    def dispatched(self, key: Key, now: float, num_output_tokens: int = 0) -> None:
         """A request goes to the replica; when half-open it is the probe."""
         assert self.allows, f"a request for a replica whose breaker is {self.state}"
         if self.state is BreakerState.HALF_OPEN:
-            self.probe, self.probed_at = key, now
+            self.probe, self.probed_at, self.probe_tokens = key, now, num_output_tokens
 
     def returned(self, key: Key) -> None:
         """A request came back without having told anything: unused, withdrawn or neutral."""
@@ -68,8 +70,13 @@ class CircuitBreaker:
         self.probe = None
 
     def close(self) -> None:
+        self.let_in()
+        self.num_openings = 0
+
+    def let_in(self) -> None:
+        """Closed, though nothing has ended well yet."""
         self.state = BreakerState.CLOSED
-        self.num_failures, self.num_openings, self.probe = 0, 0, None
+        self.num_failures, self.probe = 0, None
 
 
 class CircuitBreakers:
@@ -125,8 +132,17 @@ class CircuitBreakers:
     def allows(self, replica_id: str) -> bool:
         return self._breakers[replica_id].allows
 
-    def dispatched(self, replica_id: str, key: Key, now: float) -> None:
-        self._breakers[replica_id].dispatched(key, now)
+    def dispatched(self, replica_id: str, key: Key, now: float, num_output_tokens: int = 0) -> None:
+        """`num_output_tokens`: given by the replica so far."""
+        self._breakers[replica_id].dispatched(key, now, num_output_tokens)
+
+    def reported(self, replica_id: str, num_output_tokens: int, granted: Container[Key]) -> None:
+        """Who gives tokens while its probe runs (it is no longer among the `granted`) is let in: streams are long."""
+        breaker = self._breakers[replica_id]
+        if breaker.probe is None or breaker.probe in granted or num_output_tokens <= breaker.probe_tokens:
+            return
+        breaker.let_in()
+        self._out.pop(replica_id, None)
 
     def returned(self, replica_id: str, key: Key) -> None:
         """A grant was not used."""

@@ -127,6 +127,7 @@ class Fleet:
             if self.leases.get(key) is replica:  # else it was asked for again meanwhile, and granted elsewhere
                 del self.leases[key]
         replica.report(report, growth_ratio, now)
+        self.breakers.reported(replica.replica_id, report.load.num_output_tokens, replica.granted)
         self._heard[replica.replica_id] = None
         self._heard.move_to_end(replica.replica_id)
         self.refresh(replica)
@@ -139,7 +140,8 @@ class Fleet:
         replica.grant(waiting, self.num_cached(waiting, replica), now + self._config.lease_s)
         self.leases[waiting.key] = replica
         self.prefixes.note(replica.replica_id, hashes, replica.info.engine.num_blocks)
-        self.breakers.dispatched(replica.replica_id, waiting.key, now)
+        num_output_tokens = 0 if replica.load is None else replica.load.num_output_tokens
+        self.breakers.dispatched(replica.replica_id, waiting.key, now, num_output_tokens)
         self.refresh(replica)
 
     def take_back(self, key: Key) -> bool:

@@ -204,9 +204,13 @@ class Flight:
         self.num_moves, self.asked_at = 0, None
 
     def finish_if_complete(self, info: EngineInfo | None) -> bool:
-        """End it here if the journal holds all that it asked for, and only the word that it ended was lost."""
+        """End it here if the journal holds all that it asked for, and only the word that it ended was lost.
+
+        `info`: of the model's engines; what ends a sequence on other weights says nothing about this one.
+        """
         sampling, journal = self.request.sampling, self.journal
-        eos = () if sampling.ignore_eos or info is None else info.eos_token_ids
+        is_known = info is not None and info.weights_revision == self.weights_revision
+        eos = info.eos_token_ids if info is not None and is_known and not sampling.ignore_eos else ()
         finish = None
         if journal and journal[-1] in (*eos, *sampling.stop_token_ids) and len(journal) > sampling.min_tokens:
             finish = FinishReason.STOP

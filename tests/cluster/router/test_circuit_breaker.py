@@ -40,6 +40,29 @@ def test_neutral_ends_count_neither_way() -> None:
     assert fleet.state("a") is BreakerState.OPEN
 
 
+def test_tokens_while_the_probe_runs_let_others_in_but_are_no_success_yet() -> None:
+    fleet = breakers("a", "b")
+    fail(fleet, "a")
+    fleet.pass_time(BACKOFF_S)
+    fleet.dispatched("a", ("probe", 0), BACKOFF_S, 100)
+    fleet.reported("a", 101, {("probe", 0): None})  # it has not come there yet
+    fleet.reported("a", 100, ())
+    assert not fleet.allows("a")
+    fleet.reported("a", 101, ())
+    assert fleet.state("a") is BreakerState.CLOSED
+    fleet.check_invariants()
+    fail(fleet, "a", now=2.0)
+    fleet.pass_time(2.0 + BACKOFF_S)
+    assert fleet.state("a") is BreakerState.OPEN  # for twice as long
+    fleet.pass_time(2.0 + 2 * BACKOFF_S)
+    fleet.dispatched("a", ("again", 0), 4.0, 101)
+    fleet.reported("a", 102, ())
+    fleet.record("a", ("again", 0), OK, 5.0)
+    fail(fleet, "a", now=6.0)
+    fleet.pass_time(6.0 + BACKOFF_S)
+    assert fleet.state("a") is BreakerState.HALF_OPEN
+
+
 def test_one_probe_decides_and_the_backoff_doubles() -> None:
     fleet = breakers("a", "b")
     fail(fleet, "a")

@@ -154,6 +154,17 @@ async def test_a_stream_that_lacks_only_the_word_that_it_ended_is_ended(
     assert len(desk.router.of_kind(Enqueue)) == 1
 
 
+async def test_what_ends_a_sequence_on_other_weights_ends_no_stream() -> None:
+    desk = Desk(num_replicas=2)
+    task = await started(desk)
+    desk.tokens(0, 5, 6)
+    newer = msgspec.structs.replace(engine_info(revision="r1"), eos_token_ids=(6,))
+    desk.dispatcher.on_router_frame(0, ReplicaUp(msgspec.structs.replace(replica_info("newer"), engine=newer)))
+    desk.lose("r1")
+    assert [asked.weights_revision for asked in desk.router.of_kind(Enqueue)] == ["", "r0"]
+    task.cancel()
+
+
 async def test_an_end_token_below_min_tokens_is_no_end() -> None:
     desk = Desk(num_replicas=2)
     task = await started(desk, stop_token_ids=(6,), min_tokens=2)
