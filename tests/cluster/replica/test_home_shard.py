@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.replica.home_shard import REPLICAS_PER_SHARD, SILENT_TICKS, HomeShard, preferred_shard
+from cluster.replica.home_shard import REPLICAS_PER_SHARD, SETTLE_TICKS, SILENT_TICKS, HomeShard, preferred_shard
 
 
 @pytest.fixture
@@ -21,6 +21,13 @@ def pass_silence(choice: HomeShard, *speaking: int) -> None:
             choice.on_pulse(shard)
 
 
+def settle(choice: HomeShard, *speaking: int) -> None:
+    for _ in range(SETTLE_TICKS):
+        choice.on_tick()
+        for shard in speaking:
+            choice.on_pulse(shard)
+
+
 def test_no_link_no_shard() -> None:
     assert HomeShard(2, preferred=0).choose() is None
 
@@ -32,13 +39,30 @@ def test_the_preferred_one_while_it_is_linked(choice: HomeShard) -> None:
     choice.on_lost(0)
     assert choice.choose() == 1
     choice.on_link(2)
+    assert choice.choose() == 1
+    settle(choice, 1, 2)
     assert choice.choose() == 2
 
 
-def test_a_silent_shard_is_left_and_taken_again_when_it_speaks(choice: HomeShard) -> None:
+def test_a_silent_shard_is_left_and_taken_again_when_it_has_spoken_for_a_while(choice: HomeShard) -> None:
     pass_silence(choice, 0, 1)
     assert choice.choose() == 0
     choice.on_pulse(2)
+    assert choice.choose() == 0
+    settle(choice, 0, 1, 2)
+    assert choice.choose() == 2
+
+
+def test_a_doubtful_shard_is_better_than_none(choice: HomeShard) -> None:
+    pass_silence(choice, 0, 1)
+    choice.on_pulse(2)
+    assert choice.choose() == 0
+    choice.on_lost(0)
+    choice.on_lost(1)
+    assert choice.choose() == 2
+    choice.on_link(1)
+    choice.on_link(0)
+    settle(choice, 0, 1)
     assert choice.choose() == 2
 
 
