@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.handle_api import HandleApi
 from cluster.config import Edge, MantaConfig, ModelConfig
-from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
@@ -26,7 +25,7 @@ from deployments.gateway_links import GatewayLinks
 from deployments.http_door import HttpDoor
 from deployments.leave import Leave
 from deployments.router_actor import configure_routers, join_router
-from deployments.router_link import RouterLink
+from deployments.router_link import Shards
 from deployments.router_store import cluster_secret
 from deployments.take_leave import drain_gateway
 from deployments.termination import on_sigterm
@@ -53,13 +52,9 @@ class GatewayDeployment:
         name = serve.get_replica_context().replica_id.unique_id
         configure_routers(self._config.router)
         self._dispatcher = Dispatcher(name)
-        num_shards = self._config.router.shards
-        copies = StreamCopies(self._config.gateway.resume_s, num_shards)
-        self._links = GatewayLinks(self._dispatcher, copies, cluster_secret())
-        self._routers = [
-            RouterLink(partial(join_router, shard), FromRouter, ("gateway", name), self._links.shard_peer(shard))
-            for shard in range(num_shards)
-        ]
+        shards = Shards(self._config.router.shards, join_router, cluster_secret())
+        copies = StreamCopies(self._config.gateway.resume_s, shards.count)
+        self._links = GatewayLinks(self._dispatcher, copies, shards)
         models = await asyncio.to_thread(_load_models, self._config)
         self._app = build_gateway(models, self._dispatcher, self._config.gateway, copies=copies)
         self._api = HandleApi(models, self._dispatcher, self._config.gateway)

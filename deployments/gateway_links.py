@@ -4,12 +4,14 @@ that they tell of.
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
-from cluster.frames import FromReplica, ReplicaInfo, ReplicaUp, Stored, Taken
+from cluster.frames import FromReplica, FromRouter, ReplicaInfo, ReplicaUp, Stored, Taken
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.streams.watchdog import TICK_S
+from deployments.router_link import RouterLink, Shards
 from deployments.transport import FrameConnection, connect
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
@@ -55,10 +57,15 @@ class _ShardPeer:
 
 
 class GatewayLinks:
-    """Feeds dispatcher and copies what arrives and the ticks, and keeps a connection to each announced replica."""
+    """Feeds dispatcher and copies what arrives and the ticks; keeps connected to all shards and announced replicas."""
 
-    def __init__(self, dispatcher: Dispatcher, copies: StreamCopies, secret: bytes) -> None:
-        self.dispatcher, self.copies, self._secret = dispatcher, copies, secret
+    def __init__(self, dispatcher: Dispatcher, copies: StreamCopies, shards: Shards) -> None:
+        self.dispatcher, self.copies, self._secret = dispatcher, copies, shards.secret
+        hello = ("gateway", dispatcher.name)
+        self._routers = [
+            RouterLink(partial(shards.find, shard), FromRouter, hello, _ShardPeer(self, shard))
+            for shard in range(shards.count)
+        ]
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._ticker = asyncio.create_task(self._tick())
         self.connections: dict[str, FrameConnection] = {}
@@ -67,10 +74,6 @@ class GatewayLinks:
     def has_failed(self) -> bool:
         """It ticks no longer: nobody looks after frozen replicas and silent shards."""
         return self._ticker.done()
-
-    def shard_peer(self, shard: int) -> _ShardPeer:
-        """What the `RouterLink` to that shard feeds."""
-        return _ShardPeer(self, shard)
 
     def dial(self, replica: ReplicaInfo) -> None:
         """Connect to this replica, unless that is done or being done."""
@@ -121,6 +124,8 @@ class GatewayLinks:
             self.copies.on_live_shards(self.dispatcher.live_shards)
 
     def close(self) -> None:
+        for router in self._routers:
+            router.close()
         self._ticker.cancel()
         for task in self._dialling.values():
             task.cancel()

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,19 +17,17 @@ from cluster.replica.engine_watch import EngineWatch
 from cluster.replica.home_shard import preferred_shard
 from cluster.replica.replica_drain import ReplicaDrain
 from deployments.leave import Leave
-from deployments.replica_links import ReplicaLinks
-from deployments.replica_server import ReplicaServer
+from deployments.replica import Replica
 from deployments.router_actor import find_stayers, join_router, router_shard
+from deployments.router_link import Shards
 from deployments.router_store import cluster_secret, publish_router_config
 from deployments.take_leave import drain_replica
 from deployments.termination import on_sigterm
 from engine.chain_startup import start_chain_engine
 from engine.config import EngineInfo
 from engine.core import EngineCore
-from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead
 from engine.openmp import wait_briefly
-from engine.request import EngineLoad, TokenChunk
 from parallel.cores import CoreShare, read_host_cores, share_cores
 from parallel.layout import RankLayout
 
@@ -53,21 +50,15 @@ class ReplicaDeployment:
         self._loop = asyncio.get_running_loop()
         publish_router_config(self._config.router)
         core, info = await _in_passing_thread(self._start_engine)
-        self._engine = EngineLoop(core, on_step=self._on_step, on_dead=self._on_dead)
-        self._server = ReplicaServer(self._engine, cluster_secret())
-        host = ray.util.get_node_ip_address()
-        port = await self._server.listen(host)
         self._weights_revision = info.weights_revision
         self._leave = Leave(self._drain)
-        num_shards = self._config.router.shards
-        home = preferred_shard(self._rank, self._model.replicas, num_shards)
-        finds = [partial(join_router, shard) for shard in range(num_shards)]
-        self._links = ReplicaLinks(self._replica_id, self._server, finds, home, self._leave.begin)
         on_sigterm(lambda: self._loop.call_soon_threadsafe(self._leave.begin))
-        pids = list(info.rank_pids) or [os.getpid()]
-        me = ReplicaInfo(self._replica_id, model, host, port, pids, os.uname().nodename, info)
-        self._server.announce(me, core.scheduler.load())
-        self._engine.start()
+        shards = Shards(self._config.router.shards, join_router, cluster_secret())
+        self._replica = Replica(core, shards.secret, self._on_dead)
+        home = preferred_shard(self._rank, self._model.replicas, shards.count)
+        host, pids = ray.util.get_node_ip_address(), list(info.rank_pids) or [os.getpid()]
+        me = ReplicaInfo(self._replica_id, model, host, 0, pids, os.uname().nodename, info)
+        await self._replica.start(me, shards, home, self._leave.begin)
 
     def _start_engine(self) -> tuple[EngineCore, EngineInfo]:
         if self._model.is_chain:
@@ -102,15 +93,12 @@ class ReplicaDeployment:
 
     async def _drain(self) -> None:
         drain = ReplicaDrain(self._loop.time(), self._model.drain_s, self._model.grace_s)
-        await drain_replica(self._server, self._engine, drain, self._has_others)
+        await drain_replica(self._replica.server, self._replica.engine, drain, self._has_others)
 
     async def _has_others(self) -> bool:
         """Whether another replica has these weights and stays."""
         found = await find_stayers(self._config.router.shards, self._model.served_name, self._weights_revision)
         return bool(found - {self._replica_id})
-
-    def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
-        self._loop.call_soon_threadsafe(self._server.on_step, chunks, load)
 
     def _on_dead(self, error: EngineDead) -> None:
         logger.error("%s", error)
@@ -122,9 +110,9 @@ class ReplicaDeployment:
             raise self._dead
         if self._leave.has_begun:
             raise RuntimeError("the replica drains")
-        if self._server.has_failed or self._links.has_failed:
+        if self._replica.has_failed:
             raise RuntimeError("the replica gives no signs of life")
-        if self._watch.is_stuck(*self._engine.progress(), now=self._loop.time()):
+        if self._watch.is_stuck(*self._replica.engine.progress(), now=self._loop.time()):
             raise RuntimeError("the engine is busy and does not move")
 
     async def __del__(self) -> None:

@@ -1,13 +1,14 @@
 """ReplicaLinks: one replica's connections to all router shards, through one of which it is announced."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cluster.frames import Drain, FromRouter, Pulse
 from cluster.replica.home_shard import HomeShard
 from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterAddress, RouterLink
+from deployments.router_link import RouterLink, Shards
 from deployments.transport import FrameConnection
 
 TICK_S = 0.1
@@ -28,22 +29,18 @@ class _ShardPeer:
 
 
 class ReplicaLinks:
-    """`finds[k]` tells where shard k listens; `on_drain` is called when a shard asks the replica to leave."""
+    """Prefers shard `home`; `on_drain` is called when a shard asks the replica to leave."""
 
     def __init__(
-        self,
-        name: str,
-        server: ReplicaServer,
-        finds: Sequence[Callable[[], Awaitable[RouterAddress]]],
-        preferred: int,
-        on_drain: Callable[[], None],
+        self, name: str, server: ReplicaServer, shards: Shards, home: int, on_drain: Callable[[], None]
     ) -> None:
         self._server, self._on_drain = server, on_drain
-        self._choice = HomeShard(len(finds), preferred)
+        self._choice = HomeShard(shards.count, home)
         self._connections: dict[int, FrameConnection] = {}
         self._announced_at: int | None = None
         self._links = [
-            RouterLink(find, FromRouter, ("replica", name), _ShardPeer(self, shard)) for shard, find in enumerate(finds)
+            RouterLink(partial(shards.find, shard), FromRouter, ("replica", name), _ShardPeer(self, shard))
+            for shard in range(shards.count)
         ]
         self._watch = asyncio.create_task(self._tick())
 

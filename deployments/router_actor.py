@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import time
-from functools import partial
 from typing import Any
 
 import ray
@@ -47,8 +46,7 @@ class RouterActor:
     async def _start(self) -> RouterAddress:
         host = ray.util.get_node_ip_address()
         port = await self._shard.start(host)
-        for earlier in range(self._number):
-            self._shard.join(earlier, partial(join_router, earlier))
+        self._shard.join(join_router)
         self._watcher = self._watcher or asyncio.create_task(self._end_when_unused())
         return RouterAddress(host, port, self._secret)
 

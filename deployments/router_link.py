@@ -22,6 +22,15 @@ class RouterAddress:
     secret: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """All router shards of a cluster: `find(k)` tells where shard k listens now."""
+
+    count: int
+    find: Callable[[int], Awaitable[RouterAddress]]
+    secret: bytes
+
+
 class RouterPeer(Protocol):
     """What a gateway, a replica or another shard does with its connection to a router shard."""
 

@@ -5,6 +5,7 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from cluster.config import RouterConfig
@@ -139,9 +140,13 @@ class RouterShard:
         """It ticks no longer, and has let go of everybody."""
         return self._ticker is not None and self._ticker.done() and not self._ticker.cancelled()
 
-    def join(self, number: int, find: Callable[[], Awaitable[RouterAddress]]) -> None:
-        """Stay connected to an earlier shard; `find` tells where it listens."""
-        self._links.append(RouterLink(find, ToRouter, ("router", str(self.number)), _OtherShard(self, number)))
+    def join(self, find: Callable[[int], Awaitable[RouterAddress]]) -> None:
+        """Stay connected to the shards before this one; `find(k)` tells where shard k listens."""
+        hello = ("router", str(self.number))
+        self._links = [
+            RouterLink(partial(find, earlier), ToRouter, hello, _OtherShard(self, earlier))
+            for earlier in range(self.number)
+        ]
 
     def close(self) -> None:
         if self._ticker is not None:

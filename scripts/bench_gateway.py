@@ -164,7 +164,7 @@ async def _direct(num_requests: int, concurrency: int, args: argparse.Namespace)
         if chunks:
             loop.call_soon_threadsafe(take, chunks, time.perf_counter())
 
-    core, _info = null_engine(args.step_ms, vocab_size=2000)
+    core, _info = null_engine(args.step_ms)
     engine = EngineLoop(core, on_step=on_step, on_dead=lambda error: None)
     engine.start()
 

@@ -1,34 +1,32 @@
-"""A Manta app around a null engine, each part in a process of its own and joined by the production sockets. No Ray."""
+"""A Manta app around the `chain` engine: each part a process of its own, joined by the production sockets. No Ray."""
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import uvicorn
 import uvloop
 
 from cluster.config import GatewayConfig, RouterConfig
-from cluster.frames import FromRouter, ReplicaInfo
+from cluster.frames import ReplicaInfo
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import listener_settings
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
-from deployments.replica_links import ReplicaLinks
-from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterAddress, RouterLink
+from deployments.replica import Replica
+from deployments.router_link import RouterAddress, Shards
 from deployments.router_shard import RouterShard
-from engine.chain_executor import ChainExecutor
-from engine.config import EngineConfig, EngineInfo
+from engine.chain_startup import start_chain_engine
+from engine.config import ChainConfig, EngineConfig, EngineInfo
 from engine.core import EngineCore
-from engine.engine_loop import EngineLoop
-from engine.scheduler import Scheduler
 
 HOST, MODEL, SECRET = "127.0.0.1", "null", b"bench"
-BLOCK_SIZE, NUM_BLOCKS, MAX_NUM_SEQS = 32, 1 << 16, 512
 Ports = dict[str, int]
 
 
@@ -44,15 +42,10 @@ def free_ports() -> Ports:
     return ports
 
 
-def null_engine(step_ms: float, vocab_size: int) -> tuple[EngineCore, EngineInfo]:
-    """An engine whose step takes so long and computes nothing but a hash chain."""
-    config = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=MAX_NUM_SEQS, max_batched_tokens=1 << 16)
-    info = EngineInfo(
-        model_path="null", architecture="Null", weights_revision="0", dtype="none", device="cpu",
-        vocab_size=vocab_size, max_model_len=4096, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS,
-        max_num_seqs=MAX_NUM_SEQS,
-    )  # fmt: skip
-    return EngineCore(Scheduler(config, info), ChainExecutor(vocab_size, NUM_BLOCKS, BLOCK_SIZE, step_ms / 1000)), info
+def null_engine(step_ms: float) -> tuple[EngineCore, EngineInfo]:
+    """An engine that takes all requests at once; a step takes so long."""
+    config = EngineConfig(block_size=32, max_num_seqs=512, max_batched_tokens=1 << 16, kv_cache_tokens=1 << 21)
+    return start_chain_engine(config, ChainConfig(step_s=step_ms / 1000))
 
 
 def run_part(name: str, ports: Ports, step_ms: float, tokenizer: str) -> None:
@@ -68,35 +61,27 @@ async def _router(ports: Ports, step_ms: float, tokenizer: str) -> None:
 
 
 async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
-    core, info = null_engine(step_ms, ServedModel.load(MODEL, tokenizer).tokenizer.vocab_size)
-    loop = asyncio.get_running_loop()
-    engine = EngineLoop(
-        core,
-        on_step=lambda chunks, load: loop.call_soon_threadsafe(server.on_step, chunks, load),
-        on_dead=lambda error: None,
-    )
-    server = ReplicaServer(engine, SECRET)
-    await server.listen(HOST, ports["replica"])
-    links = ReplicaLinks("r0", server, [lambda: _address(ports)], 0, lambda: None)
-    engine.start()
-    server.announce(ReplicaInfo("r0", MODEL, HOST, ports["replica"], [0], "bench", info), core.scheduler.load())
+    core, info = null_engine(step_ms)
+    replica = Replica(core, SECRET, on_dead=lambda error: None)
+    me = ReplicaInfo("r0", MODEL, HOST, ports["replica"], [os.getpid()], "bench", info)
+    await replica.start(me, _shards(ports), 0, lambda: None)
     await asyncio.Event().wait()
-    links.close()
 
 
 async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
-    dispatcher = Dispatcher("bench")
-    config = GatewayConfig()
+    dispatcher, config = Dispatcher("bench"), GatewayConfig()
     copies = StreamCopies(config.resume_s)
-    links = GatewayLinks(dispatcher, copies, SECRET)
-    link = RouterLink(lambda: _address(ports), FromRouter, ("gateway", "bench"), links.shard_peer(0))
+    links = GatewayLinks(dispatcher, copies, _shards(ports))
     app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, config, copies=copies)
-    settings = listener_settings(app, host=HOST, port=ports["gateway"])
-    await uvicorn.Server(settings).serve()
-    link.close()
+    await uvicorn.Server(listener_settings(app, host=HOST, port=ports["gateway"])).serve()
+    links.close()
 
 
-async def _address(ports: Ports) -> RouterAddress:
+def _shards(ports: Ports) -> Shards:
+    return Shards(1, partial(_find, ports), SECRET)
+
+
+async def _find(ports: Ports, shard: int) -> RouterAddress:
     return RouterAddress(HOST, ports["router"], SECRET)
 
 

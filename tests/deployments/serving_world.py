@@ -5,62 +5,54 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 from cluster.config import RouterConfig
-from cluster.frames import FromRouter, ReplicaInfo
+from cluster.frames import ReplicaInfo
 from cluster.generation import RequestContext
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from deployments.gateway_links import GatewayLinks
-from deployments.replica_links import ReplicaLinks
-from deployments.replica_server import ReplicaServer
-from deployments.router_link import RouterAddress, RouterLink
+from deployments.replica import Replica as ProductionReplica
+from deployments.router_link import RouterAddress, Shards
 from deployments.router_shard import RouterShard
-from engine.chain_executor import ChainExecutor, next_chain_token
-from engine.config import EngineConfig, EngineInfo
+from engine.chain_executor import next_chain_token
+from engine.chain_startup import VOCAB_SIZE, start_chain_engine
+from engine.config import ChainConfig, EngineConfig, EngineInfo
 from engine.core import EngineCore
-from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead
 from engine.request import EngineLoad, GenerateRequest, SamplingParams, TokenChunk
-from engine.scheduler import Scheduler
 from engine.step import StepPlan, StepResult
 
 SECRET = b"a secret of the tests"
 HOST = "127.0.0.1"
-VOCAB = 1000
+VOCAB = VOCAB_SIZE
 
 
 def chain_engine(
     step_delay_s: float = 0.0, max_num_seqs: int = 8, num_blocks: int = 256
 ) -> tuple[EngineCore, EngineInfo]:
-    config = EngineConfig(block_size=16, max_num_seqs=max_num_seqs, max_batched_tokens=256)
-    info = EngineInfo(
-        model_path="chain", architecture="Chain", weights_revision="r0", dtype="none", device="cpu", vocab_size=VOCAB,
-        max_model_len=2048, block_size=16, num_blocks=num_blocks, max_num_seqs=max_num_seqs,
+    config = EngineConfig(
+        block_size=16, max_num_seqs=max_num_seqs, max_batched_tokens=256, kv_cache_tokens=16 * num_blocks,
+        max_model_len=2048,
     )  # fmt: skip
-    executor = ChainExecutor(VOCAB, num_blocks, 16, step_delay_s)
-    return EngineCore(Scheduler(config, info), executor), info
+    return start_chain_engine(config, ChainConfig(step_s=step_delay_s))
 
 
-class Replica:
-    """One engine with its sockets."""
+class Replica(ProductionReplica):
+    """One that tests do things to."""
 
     def __init__(self, name: str, core: EngineCore, info: EngineInfo) -> None:
-        loop = asyncio.get_running_loop()
-        self.name, self.core, self.info = name, core, info
+        super().__init__(core, SECRET, self._on_dead)
+        self.name, self.info = name, info
         self.died = self.was_asked_to_leave = False
         self._held: list[tuple[list[TokenChunk], EngineLoad]] | None = None  #: while it is frozen
         self.tamper: Callable[[list[TokenChunk]], list[TokenChunk]] = lambda chunks: chunks
-        self.engine = EngineLoop(
-            core,
-            on_step=lambda chunks, load: loop.call_soon_threadsafe(self._on_step, chunks, load),
-            on_dead=self._on_dead,
-        )
-        self.server = ReplicaServer(self.engine, SECRET)
 
     def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
+        self._loop.call_soon_threadsafe(self._say, chunks, load)
+
+    def _say(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
         if self._held is not None:
             self._held.append((chunks, load))
         else:
@@ -118,7 +110,7 @@ class Replica:
         """Go on where it was, late as it is."""
         held, self._held = self._held or [], None
         for chunks, load in held:
-            self._on_step(chunks, load)
+            self._say(chunks, load)
         for connection in self.server._server.connections:
             assert connection._transport is not None
             connection._transport.resume_reading()
@@ -128,35 +120,30 @@ class Replica:
         """A shard asks it to leave."""
         self.was_asked_to_leave = True
 
-    async def start(self, world: "ServingWorld", preferred: int = 0) -> None:
-        port = await self.server.listen(HOST)
-        finds = [partial(world.find_router, number) for number in range(len(world.shards))]
-        self.links = ReplicaLinks(self.name, self.server, finds, preferred, self.on_drain)
-        self.engine.start()
-        self.server.announce(
-            ReplicaInfo(self.name, "m", HOST, port, [1], "host", self.info), self.core.scheduler.load()
-        )
-
-    def stop(self) -> None:
-        self.links.close()
-        self.server.close()
-        assert self.engine.close()
+    async def join(self, world: "ServingWorld", home: int = 0) -> None:
+        """Start, at home in that shard of the world."""
+        me = ReplicaInfo(self.name, "m", HOST, 0, [1], "host", self.info)
+        await self.start(me, world.addresses, home, self.on_drain)
 
 
 @dataclass
 class ServingWorld:
     shards: list[RouterShard]
     ports: list[int]
-    dispatcher: Dispatcher
-    links: GatewayLinks
-    replicas: list[Replica]
+    dispatcher: Dispatcher = field(default_factory=lambda: Dispatcher("gateway"))
+    links: GatewayLinks = field(init=False)
+    replicas: list[Replica] = field(default_factory=list)
+
+    @property
+    def addresses(self) -> Shards:
+        return Shards(len(self.shards), self.find_router, SECRET)
 
     @property
     def shard(self) -> RouterShard:
         """The first one."""
         return self.shards[0]
 
-    async def find_router(self, number: int = 0) -> RouterAddress:
+    async def find_router(self, number: int) -> RouterAddress:
         if not self.ports[number]:
             raise ConnectionError("the shard is down")
         return RouterAddress(HOST, self.ports[number], SECRET)
@@ -165,8 +152,7 @@ class ServingWorld:
         """A new one that knows nothing takes the shard's place, on another port."""
         self.shards[number] = RouterShard(RouterConfig(shards=len(self.shards)), SECRET, number)
         self.ports[number] = await self.shards[number].start(HOST)
-        for earlier in range(number):
-            self.shards[number].join(earlier, partial(self.find_router, earlier))
+        self.shards[number].join(self.find_router)
 
     def stop_router(self, number: int = 0) -> None:
         """Lose the shard with all it knew."""
@@ -197,30 +183,22 @@ class ServingWorld:
 @asynccontextmanager
 async def serving_world(num_replicas: int = 1, num_shards: int = 1, **engine: float) -> AsyncIterator[ServingWorld]:
     """Ready when every replica is connected to the gateway."""
-    dispatcher = Dispatcher("gateway")
-    links = GatewayLinks(dispatcher, StreamCopies(60.0, num_shards), SECRET)
     unstarted = [RouterShard(RouterConfig(), SECRET)] * num_shards
-    world = ServingWorld(unstarted, [0] * num_shards, dispatcher, links, [])
+    world = ServingWorld(unstarted, [0] * num_shards)
     for number in range(num_shards):
         await world.start_router(number)
-    hello = ("gateway", "gateway")
-    routers = [
-        RouterLink(partial(world.find_router, number), FromRouter, hello, links.shard_peer(number))
-        for number in range(num_shards)
-    ]
+    links = world.links = GatewayLinks(world.dispatcher, StreamCopies(60.0, num_shards), world.addresses)
     try:
         for number in range(num_replicas):
             replica = Replica(f"r{number}", *chain_engine(**engine))  # type: ignore[arg-type]
             world.replicas.append(replica)
-            await replica.start(world, preferred=number % num_shards)
+            await replica.join(world, home=number % num_shards)
         await until(lambda: len(links.connections) == num_replicas)
         yield world
     finally:
-        for router in routers:
-            router.close()
         links.close()
         for replica in world.replicas:
-            replica.stop()
+            assert replica.close()
         for shard in world.shards:
             shard.close()
 

@@ -133,7 +133,8 @@ async def test_a_replica_that_cannot_be_reached_at_first_is_dialled_again() -> N
             closed.bind(("127.0.0.1", 0))
             info = replica_info("late")
             port = closed.getsockname()[1]
-        world.links.shard_peer(0).on_router_frame(ReplicaUp(msgspec.structs.replace(info, port=port)))
+        up = ReplicaUp(msgspec.structs.replace(info, port=port))
+        next(iter(world.shard.gateways.values())).send(up)
         await asyncio.sleep(0.05)
         assert world.usable() == {"r0"}
         late = FrameServer(ToReplica, SECRET, lambda hello, connection: Silent())

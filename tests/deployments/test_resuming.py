@@ -9,16 +9,14 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.client import ResumingStream
 from cluster.config import GatewayConfig, ModelConfig
-from cluster.frames import FromRouter
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import ABORT
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 from deployments.gateway_links import GatewayLinks
-from deployments.router_link import RouterLink
 from tests.cluster.gateway_world import live_server
-from tests.deployments.serving_world import SECRET, ServingWorld, chain, serving_world, until
+from tests.deployments.serving_world import ServingWorld, chain, serving_world, until
 
 PROMPT = [11, 12, 13]
 LENGTH = 60
@@ -38,14 +36,8 @@ class Gateway:
 
     def __init__(self, name: str, world: ServingWorld) -> None:
         self.dispatcher, self.copies = Dispatcher(name), StreamCopies(60.0)
-        self.links = GatewayLinks(self.dispatcher, self.copies, SECRET)
-        self._router = RouterLink(world.find_router, FromRouter, ("gateway", name), self.links.shard_peer(0))
+        self.links = GatewayLinks(self.dispatcher, self.copies, world.addresses)
         self.app = build_gateway({"m": model()}, self.dispatcher, GatewayConfig(), copies=self.copies)
-
-    def lose_all(self) -> None:
-        """What its death does to its connections to the cluster."""
-        self._router.close()
-        self.links.close()
 
 
 @asynccontextmanager
@@ -57,7 +49,7 @@ async def gateways(world: ServingWorld) -> AsyncIterator[tuple[Gateway, Gateway]
         yield pair
     finally:
         for gateway in pair:
-            gateway.lose_all()
+            gateway.links.close()
 
 
 class Reader:
@@ -98,7 +90,7 @@ class Switch:
     def turn_to(self, gateway: Gateway) -> None:
         """The one before is gone with all its connections."""
         before, self._present = self._present, gateway
-        before.lose_all()
+        before.links.close()
         for abort in self._aborts:
             abort()
 

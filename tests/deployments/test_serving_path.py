@@ -96,7 +96,7 @@ async def test_a_restarted_router_is_whole_again() -> None:
 async def test_a_replica_that_connects_anew_stays_known_when_its_old_connection_ends() -> None:
     async with serving_world() as world:
         replica, old = world.replicas[0], world.replicas[0].links
-        replica.links = ReplicaLinks(replica.name, replica.server, [world.find_router], 0, replica.on_drain)
+        replica.links = ReplicaLinks(replica.name, replica.server, world.addresses, 0, replica.on_drain)
         await until(lambda: len(world.shard.router.replicas()) == 1)
         await asyncio.sleep(0.05)
         old.close()

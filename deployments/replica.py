@@ -1,0 +1,46 @@
+"""Replica: an engine core with its loop, its door for gateways and its links to the router shards. Without Ray."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from cluster.frames import ReplicaInfo
+from deployments.replica_links import ReplicaLinks
+from deployments.replica_server import ReplicaServer
+from deployments.router_link import Shards
+from engine.core import EngineCore
+from engine.engine_loop import EngineLoop
+from engine.errors import EngineDead
+from engine.request import EngineLoad, TokenChunk
+
+
+class Replica:
+    """Owns the thread and the sockets around `core`. `on_dead` is called in the engine's thread."""
+
+    def __init__(self, core: EngineCore, secret: bytes, on_dead: Callable[[EngineDead], None]) -> None:
+        self.core = core
+        self.engine = EngineLoop(core, on_step=self._on_step, on_dead=on_dead)
+        self.server = ReplicaServer(self.engine, secret)
+        self.links: ReplicaLinks | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
+        self._loop.call_soon_threadsafe(self.server.on_step, chunks, load)
+
+    async def start(self, me: ReplicaInfo, shards: Shards, home: int, on_drain: Callable[[], None]) -> None:
+        """Listen (at port 0: at any free one), be announced, at `home` if it is live, and serve.
+
+        `on_drain` is called when a shard asks the replica to leave.
+        """
+        port = await self.server.listen(me.host, me.port)
+        self.links = ReplicaLinks(me.replica_id, self.server, shards, home, on_drain)
+        self.server.announce(msgspec.structs.replace(me, port=port), self.core.scheduler.load())
+        self.engine.start()
+
+    def close(self) -> bool:
+        """At once. False if a step was still running after a while."""
+        if self.links is not None:
+            self.links.close()
+        self.server.close()
+        return self.engine.close()
