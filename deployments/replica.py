@@ -7,7 +7,7 @@ import msgspec
 
 from cluster.frames import ReplicaInfo
 from deployments.replica_links import ReplicaLinks
-from deployments.replica_server import ReplicaServer
+from deployments.replica_server import BEAT_S, ReplicaServer
 from deployments.router_link import Shards
 from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
@@ -24,6 +24,7 @@ class Replica:
         self.server = ReplicaServer(self.engine, secret)
         self.links: ReplicaLinks | None = None
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.Task[None] | None = None
 
     def _on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
         self._loop.call_soon_threadsafe(self.server.on_step, chunks, load)
@@ -36,10 +37,19 @@ class Replica:
         port = await self.server.listen(me.host, me.port)
         self.links = ReplicaLinks(me.replica_id, self.server, shards, home, on_drain)
         self.server.announce(msgspec.structs.replace(me, port=port), self.core.scheduler.load())
+        self._timer = asyncio.create_task(self._beat(self.links))
         self.engine.start()
+
+    async def _beat(self, links: ReplicaLinks) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            links.tick()
+            self.server.beat()
 
     def close(self) -> bool:
         """At once. False if a step was still running after a while."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self.links is not None:
             self.links.close()
         self.server.close()

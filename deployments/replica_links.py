@@ -1,6 +1,5 @@
 """ReplicaLinks: one replica's connections to all router shards, through one of which it is announced."""
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,8 +9,6 @@ from cluster.replica.home_shard import HomeShard
 from deployments.replica_server import ReplicaServer
 from deployments.router_link import RouterLink, Shards
 from deployments.transport import FrameConnection
-
-TICK_S = 0.1
 
 
 class _ShardPeer:
@@ -42,7 +39,6 @@ class ReplicaLinks:
             RouterLink(partial(shards.find, shard), FromRouter, ("replica", name), _ShardPeer(self, shard))
             for shard in range(shards.count)
         ]
-        self._watch = asyncio.create_task(self._tick())
 
     def on_router(self, shard: int, connection: FrameConnection) -> None:
         self._connections[shard] = connection
@@ -74,11 +70,10 @@ class ReplicaLinks:
         if left is not None:
             self._links[left].drop()
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            self._choice.on_tick()
-            self._settle()
+    def tick(self) -> None:
+        """Look whether the home shard is still live. Call ten times a second."""
+        self._choice.on_tick()
+        self._settle()
 
     @property
     def has_failed(self) -> bool:
@@ -86,6 +81,5 @@ class ReplicaLinks:
         return self._watch.done()
 
     def close(self) -> None:
-        self._watch.cancel()
         for link in self._links:
             link.close()

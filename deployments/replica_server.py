@@ -3,8 +3,6 @@
 Lives in the replica's event loop; the engine's own thread calls `on_step`, which hops over once per step.
 """
 
-import asyncio
-import itertools
 from collections import deque
 from typing import Any, Protocol
 
@@ -14,8 +12,9 @@ from engine.errors import EngineDead, RequestRefused
 from engine.request import EngineLoad, GenerateRequest, TokenChunk
 from engine.step_progress import EngineProgress
 
-HEARTBEAT_S = 0.1
+BEAT_S = 0.1
 IDLE_BEATS = 10  #: a gateway without work here gets every tenth beat
+IDLE_REPORTS = 2  #: a report that would say nothing new is due every second beat
 
 
 class Engine(Protocol):
@@ -59,7 +58,8 @@ class ReplicaServer:
         self._announcement: ReplicaInfo | None = None
         self._load: EngineLoad | None = None
         self._reported: tuple[int, int] = (-1, -1)
-        self._heartbeat: asyncio.Task[None] | None = None
+        self._has_news = True  #: the engine has moved since the last report
+        self._num_beats = 0
 
     async def listen(self, host: str, port: int = 0) -> int:
         """Returns the port (0: any free one)."""
@@ -68,7 +68,6 @@ class ReplicaServer:
     def announce(self, info: ReplicaInfo, load: EngineLoad) -> None:
         """The engine is ready: from now on the router may know."""
         self._announcement, self._load = info, load
-        self._heartbeat = asyncio.create_task(self._beat())
         if self._router is not None:
             self.on_router(self._router)
 
@@ -91,8 +90,6 @@ class ReplicaServer:
         await self._server.wait_closed(timeout_s)
 
     def close(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
         self._server.close()
 
     # Gateways
@@ -130,7 +127,7 @@ class ReplicaServer:
 
     def on_step(self, chunks: list[TokenChunk], load: EngineLoad) -> None:
         """What one engine step gave, in the event loop."""
-        self._load = load
+        self._load, self._has_news = load, True
         frames: dict[FrameConnection, list[TokenChunk]] = {}
         for chunk in chunks:
             owner = self._owners.get((chunk.request_id, chunk.attempt))
@@ -169,13 +166,19 @@ class ReplicaServer:
         if self._router is None or self._load is None:
             return
         self._reported = (self._load.free_slots, self._load.free_blocks)
+        self._has_news = False
         self._router.send(Report(self._load, self._accepted))
         self._accepted = []
 
-    async def _beat(self) -> None:
-        for count in itertools.count():
-            await asyncio.sleep(HEARTBEAT_S)
+    # Time
+
+    def beat(self) -> None:
+        """Say to those who wait that this event loop turns. Call every `BEAT_S` once the engine is ready."""
+        if self._has_news or self._accepted or self._num_beats % IDLE_REPORTS == 0:
             self._report()
+        gateways = self._gateways if self._num_beats % IDLE_BEATS == 0 else set(self._owners.values())
+        if gateways:
             beat = Beat(*self._engine.progress())
-            for gateway in self._gateways if count % IDLE_BEATS == 0 else set(self._owners.values()):
+            for gateway in gateways:
                 gateway.send(beat)
+        self._num_beats += 1

@@ -99,8 +99,8 @@ class Replica(ProductionReplica):
 
     def freeze(self) -> None:
         """As SIGSTOP would: nothing is read, nothing is said; the engine's steps wait to be told of."""
-        assert self.server._heartbeat is not None
-        self.server._heartbeat.cancel()
+        assert self._timer is not None
+        self._timer.cancel()
         for connection in self.server._server.connections:
             assert connection._transport is not None
             connection._transport.pause_reading()
@@ -114,7 +114,8 @@ class Replica(ProductionReplica):
         for connection in self.server._server.connections:
             assert connection._transport is not None
             connection._transport.resume_reading()
-        self.server._heartbeat = asyncio.create_task(self.server._beat())
+        assert self.links is not None
+        self._timer = asyncio.create_task(self._beat(self.links))
 
     def on_drain(self) -> None:
         """A shard asks it to leave."""
