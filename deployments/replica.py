@@ -46,6 +46,11 @@ class Replica:
             links.tick()
             self.server.beat()
 
+    @property
+    def has_failed(self) -> bool:
+        """It beats no longer, though it was started: nobody looks for another shard either."""
+        return self._timer is not None and self._timer.done()
+
     def close(self) -> bool:
         """At once. False if a step was still running after a while."""
         if self._timer is not None:

@@ -75,11 +75,6 @@ class ReplicaLinks:
         self._choice.on_tick()
         self._settle()
 
-    @property
-    def has_failed(self) -> bool:
-        """It ticks no longer: nobody looks for another shard."""
-        return self._watch.done()
-
     def close(self) -> None:
         for link in self._links:
             link.close()

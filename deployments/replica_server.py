@@ -72,11 +72,6 @@ class ReplicaServer:
             self.on_router(self._router)
 
     @property
-    def has_failed(self) -> bool:
-        """It beats no longer, though it was announced."""
-        return self._heartbeat is not None and self._heartbeat.done()
-
-    @property
     def num_requests(self) -> int:
         """Submitted here and not at their end."""
         return len(self._owners)

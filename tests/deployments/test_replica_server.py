@@ -2,12 +2,14 @@
 
 from typing import Any, cast
 
+import pytest
+
 from cluster.frames import Announce, Beat, Frame, Hello, ReplicaInfo, Report
 from deployments.replica_server import IDLE_BEATS, IDLE_REPORTS, ReplicaServer
 from deployments.transport import FrameConnection
 from engine.request import EngineLoad, GenerateRequest
 from engine.step_progress import EngineProgress
-from tests.deployments.serving_world import HOST, chain_engine, request
+from tests.deployments.serving_world import HOST, chain_engine, request, serving_world, until
 
 
 class Wire:
@@ -89,3 +91,15 @@ def test_what_a_replica_refused_is_reported_with_the_next_beat() -> None:
     world.beat(1)
     reports = [frame for frame in world.router.sent if isinstance(frame, Report)]
     assert [report.accepted for report in reports] == [[("q", 0)]]
+
+
+async def test_a_replica_that_cannot_beat_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving_world() as world:
+        replica = world.replicas[0]
+        assert not replica.has_failed
+
+        def fail() -> None:
+            raise AssertionError("the engine's progress is not to be had")
+
+        monkeypatch.setattr(replica.server, "beat", fail)
+        await until(lambda: replica.has_failed)
