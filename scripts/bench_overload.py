@@ -30,7 +30,7 @@ from scripts.chaos_run.nemesis import ClusterView
 from scripts.chaos_run.served_app import ServedApp, free_port
 
 SETTLE_S = 3.0  #: at the beginning of a load, which is not counted
-PROBES_S, PROBE_EVERY_S = 6.0, 0.1
+PROBES_S, PROBE_EVERY_S = 6.0, 0.2  #: of one token each, so that they are no load
 TENANT_HEADER = "X-Tenant"
 FLOOD = "flood"
 
@@ -88,14 +88,15 @@ class Load:
         self._url, self._args = f"{url}/v1/completions", args
         self._draw = random.Random(1)
 
-    def _body(self) -> dict[str, object]:
+    def _body(self, length: int | None) -> dict[str, object]:
         args = self._args
         prompt = [self._draw.randrange(2000) for _ in range(args.prompt_tokens)]
-        length = self._draw.randint(args.output_tokens // 2, args.output_tokens * 3 // 2)
+        length = length or self._draw.randint(args.output_tokens // 2, args.output_tokens * 3 // 2)
         return {"model": CHAIN_MODEL, "prompt": prompt, "max_tokens": length, "ignore_eos": True}
 
-    async def one(self, due: float, tenant: str) -> Timeline:
-        timeline = await streamed_completion(self._url, self._body(), {TENANT_HEADER: tenant})
+    async def one(self, due: float, tenant: str, length: int | None = None) -> Timeline:
+        """Of `length` tokens, or one of the usual lengths."""
+        timeline = await streamed_completion(self._url, self._body(length), {TENANT_HEADER: tenant})
         timeline.started_at = due
         return timeline
 
@@ -133,7 +134,7 @@ async def _measure(args: argparse.Namespace, url: str, view: ClusterView, consol
         def say(text: str) -> None:
             progress.update(bar, description=text)
 
-        alone = [await load.one(time.perf_counter(), "alone") for _ in range(20)]
+        alone = [await load.one(time.perf_counter(), "alone", 1) for _ in range(40)]
         say("peak")
         began = time.perf_counter()
         peak = goodput(await load.closed(2 * args.slots + args.queue, 20.0), began, 20.0)
@@ -189,7 +190,7 @@ async def _recovery(load: Load, good_s: float) -> float | None:
     began = time.perf_counter()
     probes = []
     while (due := time.perf_counter()) < began + PROBES_S:
-        probes.append(asyncio.create_task(load.one(due, "probe")))
+        probes.append(asyncio.create_task(load.one(due, "probe", 1)))
         await asyncio.sleep(PROBE_EVERY_S)
     found = await asyncio.gather(*probes)
     bad = [probe.started_at for probe in found if probe.error or probe.ttft_s > good_s]

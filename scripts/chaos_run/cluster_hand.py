@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from deployments.commands.ray_environment import prepare_to_join
 from engine.errors import MantaError
 from scripts.chaos_run.nemesis import ClusterView, Process
 
@@ -38,6 +39,7 @@ class ClusterHand:
     """Joins the cluster at `address` in a process of its own, so that Ray's threads do not delay the clients."""
 
     def __init__(self, address: str, app: str) -> None:
+        prepare_to_join(address)  # read by Ray when the new process imports it
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve_commands, args=(theirs, address, app), daemon=True)
@@ -85,9 +87,6 @@ class ClusterHand:
 def _serve_commands(connection: Connection, address: str, app: str) -> None:
     """The life of the process: one answer per command; an exception is an answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the main process
-    from deployments.commands.ray_environment import prepare_to_join
-
-    prepare_to_join(address)
     from deployments.app import APP_NAME
 
     hand = _Hand(address, app) if app == APP_NAME else _PlainHand(address, app)
