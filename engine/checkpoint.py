@@ -65,6 +65,21 @@ def find_checkpoint(model: str) -> Path:
     return _download(model)
 
 
+def find_config(model: str) -> Path:
+    """The folder of a local path, or of the hub's snapshot with at least its config.json; no weight is downloaded."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        return find_checkpoint(model)
+    return _download(model, ("config.json",))
+
+
+def read_config_only(path: Path, name: str) -> Checkpoint:
+    """A checkpoint of which no more than config.json is at hand: enough to plan with, not to load."""
+    config = _read_config(path)
+    dtype = _text_config(config).get("dtype") or config.get("dtype") or config.get("torch_dtype") or "float32"
+    return Checkpoint(name, path, config, (), 0, str(dtype).removeprefix("torch."), _eos_token_ids(path, config), "")
+
+
 def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
     """Check the folder and describe it; raises `BadCheckpoint` or `UnsupportedArchitecture` naming file and remedy."""
     config = _read_config(path)
@@ -89,7 +104,7 @@ def read_checkpoint(path: Path, name: str | None = None) -> Checkpoint:
     )
 
 
-def _download(model: str) -> Path:
+def _download(model: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -101,7 +116,7 @@ def _download(model: str) -> Path:
 
     repository, _, revision = model.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_DOWNLOADED)))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns)))
     except GatedRepoError:
         raise BadCheckpoint(model, "access is gated: accept its terms on the hub, then `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):

@@ -15,13 +15,11 @@ from engine.errors import ConfigError
 
 _CPU_LIMIT_BYTES = 4 << 30
 _CACHE_LINE = 64
-#: Memory limits of the control group the process runs in, version 2 and version 1: (limit, in use).
-_CGROUP_FILES = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
+#: Memory limits of the control group the process runs in, version 2 and version 1: folder, limit, in use, prefix in
+#: memory.stat of what it and its children hold.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 
@@ -68,10 +66,20 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free: int = psutil.virtual_memory().available
-    for limit_file, usage_file in _CGROUP_FILES:
+    for folder, limit_name, usage_name, prefix in _CGROUPS:
+        limit_file, usage_file = folder / limit_name, folder / usage_name
         if limit_file.exists() and usage_file.exists() and (limit := limit_file.read_text().strip()) != "max":
-            return min(free, max(0, int(limit) - int(usage_file.read_text())))
+            used = int(usage_file.read_text()) - _cached_file_bytes(folder / "memory.stat", prefix)
+            return min(free, max(0, int(limit) - used))
     return free
+
+
+def _cached_file_bytes(stat: Path, prefix: str) -> int:
+    """What a control group holds of files that were read or written: it is given up when memory is asked for."""
+    if not stat.exists():
+        return 0
+    numbers = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(numbers.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
 
 
 def count_blocks(

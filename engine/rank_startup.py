@@ -9,6 +9,7 @@ import msgspec
 from engine.checkpoint import Checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.errors import ConfigError, RankLost
+from engine.fit_check import check_fit, refused_layout
 from engine.kv_cache import fit_model_len
 from engine.model_loader import choose_device
 from engine.rank_frames import Allocate, Loaded, RankStart, Ready
@@ -38,8 +39,10 @@ def start_rank_group(
 
     Raises `ModelRefused`, `ConfigError` or `RankLost`; then no process is left.
     """
-    if choose_device(config.device).type != "cpu":
+    device = choose_device(config.device)
+    if device.type != "cpu":
         raise ConfigError("engine.device", config.device, "many ranks run on CPUs only as yet: one rank, or device cpu")
+    check_fit(checkpoint, config, layout, device)
     listener = RankListener(HOST)
     store = listen_store(HOST, timeout_s)
     common = _common_start(checkpoint, config, layout, (listener, store.port), num_replicas, timeout_s)
@@ -50,8 +53,7 @@ def start_rank_group(
         info = _agree(group, checkpoint, config, layout)
     except LayoutError as error:
         processes.close(force=True)
-        sizes = f"{layout.tensor_parallel} x {layout.pipeline_parallel}"
-        raise ConfigError("tensor_parallel x pipeline_parallel", sizes, str(error)) from error
+        raise refused_layout(error, layout) from error
     except BaseException:
         processes.close(force=True)
         raise

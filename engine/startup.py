@@ -13,6 +13,7 @@ from engine.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore, StepExecutor
 from engine.errors import BadCheckpoint
+from engine.fit_check import check_fit
 from engine.kernels.library import Kernels, load_kernels
 from engine.kv_cache import fit_model_len
 from engine.model_loader import LoadedModel, choose_device
@@ -76,6 +77,7 @@ def start_engine(
             kernels = load_kernels() if device.type == "cpu" else None
         with phases.phase("load"):
             checkpoint = read_checkpoint(path, model)
+            check_fit(checkpoint, config, RankLayout(), device)
             loaded, limit = load_part(checkpoint, config, device, kernels, RankPart(RankLayout(), 0))
             runner, info = _build(checkpoint, loaded, config, limit, num_replicas, kernels, cores)
         with phases.phase("warm_up"):

@@ -106,7 +106,7 @@ def cut_stage(model: Any, layout: RankLayout, rank: int) -> StageCut | None:
     """Take the layers of other stages out of a model on the meta device; None with one stage. Raises `LayoutError`."""
     if layout.pipeline_parallel == 1:
         return None
-    cut = _plan_stage(model, layout, rank)
+    cut = plan_stage(model, layout, rank)
     layers = model.get_submodule(cut.layer_list)
     for index in range(len(layers)):
         if index not in cut.layers:
@@ -134,13 +134,16 @@ def join_stage(model: Any, cut: StageCut | None, link: PipeLink, dtype: torch.dt
         _replace(model, cut.norm, StageOutput(link))
 
 
-def _plan_stage(model: Any, layout: RankLayout, rank: int) -> StageCut:
+def plan_stage(model: Any, layout: RankLayout, rank: int) -> StageCut:
+    """What `cut_stage` will do to a whole model. Raises `LayoutError`."""
     plan = getattr(model.config, "base_model_pp_plan", None)
     if not plan or "layers" not in plan:
         raise CannotSplit(
             f"{type(model).__name__} has no pipeline parallel plan in transformers", "run it with pipeline_parallel = 1"
         )
     prefix = model.base_model_prefix
+    if not hasattr(model.base_model, "layers"):
+        raise CannotSplit(f"{type(model).__name__} does not hold its layers in one list", "use pipeline_parallel = 1")
     embedding = next(name for name, (takes, _) in plan.items() if "input_ids" in takes)
     layers = model.get_submodule(f"{prefix}.layers")
     head = model.get_output_embeddings()

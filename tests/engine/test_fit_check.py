@@ -1,0 +1,101 @@
+"""What memory cannot hold is refused before it is loaded, with the numbers; whatever can run is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import fit_check, kv_cache
+from engine.checkpoint import Checkpoint, read_checkpoint
+from engine.config import DType, EngineConfig
+from engine.errors import ConfigError
+from engine.fit_check import check_fit
+from engine.kernels.library import load_kernels
+from engine.kv_cache import free_memory
+from parallel.layout import RankLayout
+from tests.engine.tiny_models import save_tiny_model
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    """A Llama of 3.4 million numbers in float32: 6.5 MiB when converted to float16, with 2 KiB of cache a token."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_key_value_heads": 4,
+        "vocab_size": 2048,
+    }
+    return read_checkpoint(save_tiny_model("llama", tmp_path, **sizes))
+
+
+def check(checkpoint: Checkpoint, layout: RankLayout = RankLayout(), **settings: Any) -> None:  # noqa: B008
+    check_fit(checkpoint, EngineConfig(**{"dtype": DType.FLOAT16, **settings}), layout, CPU)
+
+
+@pytest.mark.parametrize("layout", [RankLayout(), RankLayout(2, 1), RankLayout(1, 2), RankLayout(2, 2)], ids=str)
+def test_what_fits_is_not_refused(layout: RankLayout, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 8 * MIB)
+    check(checkpoint, layout)
+    check(checkpoint, layout, kv_cache_tokens=512)
+
+
+@pytest.mark.parametrize("layout", [RankLayout(), RankLayout(2, 2)], ids=str)
+def test_weights_that_do_not_fit(layout: RankLayout, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 5 * MIB)
+    with pytest.raises(ConfigError, match=r"this host has 5\.0 MiB free") as refusal:
+        check(checkpoint, layout)
+    assert refusal.value.key == "tensor_parallel x pipeline_parallel"
+    assert "float16" in refusal.value.remedy
+    assert ("for all 4 ranks" in refusal.value.remedy) == (layout.world_size == 4)
+
+
+def test_weights_that_stay_in_their_files_need_no_memory(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 as it stands in the file: its pages come and go."""
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 1 * MIB)
+    check(checkpoint, dtype=DType.FLOAT32)
+    with pytest.raises(ConfigError, match=r"weights in float32 and 4\.1 MiB for 1,056 tokens"):
+        check(checkpoint, dtype=DType.FLOAT32, kv_cache_tokens=1024)
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no kernels on this machine")
+def test_layers_that_are_packed_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo model: 5.6 of its 6.6 MiB are layers."""
+    demo = read_checkpoint(Path(kv_cache.__file__).parent / "demo_model")
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 5 * MIB)
+    with pytest.raises(ConfigError, match=r"5\.6 MiB for weights in bfloat16"):
+        check(demo, dtype=DType.BFLOAT16)
+
+
+@pytest.mark.parametrize("key", ["kv_cache_tokens", "max_model_len"])
+def test_a_cache_that_does_not_fit(key: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 8 * MIB)
+    with pytest.raises(
+        ConfigError, match=r"20\.1 MiB for 10,272 tokens of KV cache.*8\.0 MiB free: lower it"
+    ) as refusal:
+        check(checkpoint, **{key: 10_240})
+    assert (refusal.value.key, refusal.value.value) == (f"engine.{key}", 10_240)
+
+
+def test_a_grid_that_cannot_be(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="4 attention heads % tensor_parallel = 3") as refusal:
+        check(checkpoint, RankLayout(3, 2))
+    assert refusal.value.value == "3 x 2"
+
+
+def test_cached_files_of_a_container_are_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (
+        ("memory.max", "1000\n"),
+        ("memory.current", "900\n"),
+        ("memory.stat", "anon 300\nfile 600\ninactive_file 200\nactive_file 350\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(kv_cache, "_CGROUPS", ((tmp_path, "memory.max", "memory.current", ""),))
+    assert free_memory(CPU) == 650
+    (tmp_path / "memory.stat").unlink()
+    assert free_memory(CPU) == 100
