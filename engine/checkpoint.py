@@ -68,7 +68,7 @@ def find_checkpoint(model: str) -> Path:
 def find_config(model: str) -> Path:
     """The folder of a local path, or of the hub's snapshot with at least its config.json; no weight is downloaded."""
     folder = Path(model).expanduser()
-    if folder.is_dir() or folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         return find_checkpoint(model)
     return _download(model, ("config.json",))
 

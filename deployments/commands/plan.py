@@ -23,6 +23,7 @@ _CPU = "cpu"
 _NODE_OF_GPUS = 8
 _DEFAULTS = EngineConfig()
 _SHORT_CONTEXT = 8192
+_MOST_SEQUENCES, _MOST_REPLICAS = 4096, 1024  #: as `engine.max_num_seqs` and `replicas` take them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="local directory or hub id; config.json is enough (default: the demo model)",
     )  # fmt: skip
     parser.add_argument("--gpu", choices=[*DEVICES, _CPU], help="device (default: cpu, the cores of this host)")
-    parser.add_argument("--memory", type=amount, metavar="SIZE", help="of one device, e.g. 80GiB")
-    parser.add_argument("--bandwidth", type=amount, metavar="SIZE", help="of its memory, per second, e.g. 3.35TB")
+    parser.add_argument("--memory", type=amount, metavar="SIZE", help="of one device, in place of the data sheet's")
+    parser.add_argument("--bandwidth", type=amount, metavar="SIZE", help="of its memory, likewise, e.g. 3.35TB")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", help="devices, or CPU ranks, of a node (default: 8, "
                         "with cpu 1)")  # fmt: skip
     parser.add_argument("--nodes", type=int, default=1, metavar="N")
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("nodes", "gpus_per_node", "context", "concurrency"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')}", value, "give at least 1")
+    if args.concurrency > _MOST_SEQUENCES:
+        raise ConfigError("--concurrency", args.concurrency, f"one engine runs at most {_MOST_SEQUENCES} sequences")
     hosts = _hosts(args)
     console = Console(stderr=args.json)
     with console.status("measuring the model's parts"):
@@ -111,7 +114,7 @@ def _load(args: argparse.Namespace, model: ModelSizes) -> Load:
         context=context,
         concurrency=args.concurrency,
         block_size=_DEFAULTS.block_size,
-        batched_tokens=_DEFAULTS.max_batched_tokens,
+        batched_tokens=max(_DEFAULTS.max_batched_tokens, args.concurrency),
         kv_share=_DEFAULTS.kv_cache_memory,
     )
 
@@ -121,7 +124,7 @@ def config_lines(model: str, sizes: ModelSizes, hosts: Hosts, load: Load, best: 
     num_sequences = min(best.concurrency, load.concurrency)
     settings: dict[str, Any] = {
         "model": model,
-        "replicas": best.replicas,
+        "replicas": min(best.replicas, _MOST_REPLICAS),
         "tensor_parallel": best.tensor_parallel,
         "pipeline_parallel": best.pipeline_parallel,
         "engine": {
@@ -130,6 +133,8 @@ def config_lines(model: str, sizes: ModelSizes, hosts: Hosts, load: Load, best: 
             "max_num_seqs": num_sequences,
         },
     }
+    if load.batched_tokens != _DEFAULTS.max_batched_tokens:
+        settings["engine"]["max_batched_tokens"] = load.batched_tokens
     if hosts.device.name == _CPU:  # where the engine by itself takes no more than 4 GiB
         settings["engine"]["kv_cache_tokens"] = num_sequences * load.blocks_per_sequence * load.block_size
     return yaml.safe_dump(settings, sort_keys=False)

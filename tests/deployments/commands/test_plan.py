@@ -62,6 +62,13 @@ def test_the_demo_model_on_this_host(capsys: pytest.CaptureFixture[str]) -> None
     assert read_config(yaml.safe_load(out[out.index("\nmodel: ") :])).models[0].engine.kv_cache_tokens == 2048
 
 
+def test_many_sequences_are_a_configuration_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--memory", "900GiB", "--concurrency", "4096", "--context", "64"]) == 0
+    out = capsys.readouterr().out
+    engine = read_config(yaml.safe_load(out[out.index("\nmodel: ") :])).models[0].engine
+    assert (engine.max_num_seqs, engine.max_batched_tokens) == (4096, 4096)
+
+
 def test_what_fits_nowhere_is_said_and_fails(llama_8b: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", llama_8b, "--gpu", "a100-80", "--memory", "10GiB", "--gpus-per-node", "1"]) == 1
     out = " ".join(capsys.readouterr().out.split())
@@ -73,6 +80,7 @@ def test_what_fits_nowhere_is_said_and_fails(llama_8b: str, capsys: pytest.Captu
     ("arguments", "message"),
     [
         (["--context", "9000"], "--context = 9000: the model holds 8192 tokens"),
+        (["--concurrency", "5000"], "--concurrency = 5000: one engine runs at most 4096"),
         (["--nodes", "0"], "--nodes = 0: give at least 1"),
     ],
 )
