@@ -60,7 +60,7 @@ def build_app(config: MantaConfig) -> Application:
     named = gateway.options(
         name="gateway",
         num_replicas=config.gateway.replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0.001},  # of nothing at all Ray spreads nothing
         graceful_shutdown_timeout_s=max(config.gateway.drain_s, config.gateway.request_timeout_s) + _STOP_MARGIN_S,
         max_surge_percent=100,
     )

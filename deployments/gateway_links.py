@@ -39,7 +39,7 @@ class _ShardPeer:
 
     def on_router(self, connection: FrameConnection) -> None:
         self._links.dispatcher.on_router(self._shard, connection)
-        self._links.copies.on_router(self._shard, connection)
+        self._links.copies.on_router(self._shard, connection, connection.is_within_host)
 
     def on_router_frame(self, frame: Any) -> None:
         self._links.dispatcher.on_router_frame(self._shard, frame)

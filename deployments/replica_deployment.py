@@ -15,6 +15,7 @@ from cluster.config import MantaConfig
 from cluster.frames import ReplicaInfo
 from cluster.replica.engine_watch import EngineWatch
 from cluster.replica.home_shard import preferred_shard
+from cluster.replica.host_share import HostShare, host_share
 from cluster.replica.replica_drain import ReplicaDrain
 from deployments.leave import Leave
 from deployments.replica import Replica
@@ -28,7 +29,7 @@ from engine.config import EngineInfo
 from engine.core import EngineCore
 from engine.errors import EngineDead
 from engine.openmp import wait_briefly
-from parallel.cores import CoreShare, read_host_cores, share_cores
+from parallel.cores import read_host_cores, share_cores
 from parallel.layout import RankLayout
 
 logger = logging.getLogger("manta.replica")
@@ -66,30 +67,24 @@ class ReplicaDeployment:
         wait_briefly()  # before torch brings OpenMP
         from engine.startup import start_engine, start_engine_of_ranks  # import torch, which only engines need
 
-        model = self._model
+        model, share = self._model, self._host_share()
+        dealt = share_cores(read_host_cores(), share.num_parts)
+        cores = [dealt[part] for part in share.parts]
         note = router_shard(0).note_phase.remote
         common: dict[str, Any] = {
-            "num_replicas": sum(model.replicas for model in self._config.models),
+            "num_replicas": share.num_replicas,
             "progress": lambda phase, seconds: note(self._replica_id, phase, seconds),
         }
         if model.num_ranks == 1:
-            return start_engine(model.location, model.engine, cores=self._cores()[0], **common)
+            return start_engine(model.location, model.engine, cores=cores[0], **common)
         layout = RankLayout(model.tensor_parallel, model.pipeline_parallel)
         return start_engine_of_ranks(
-            model.location, model.engine, layout, cores=self._cores(), rank_timeout_s=model.rank_timeout_s, **common
+            model.location, model.engine, layout, cores=cores, rank_timeout_s=model.rank_timeout_s, **common
         )
 
-    def _cores(self) -> list[CoreShare]:
-        """A share of this host for each rank: those of all models are dealt the cores in the order of the config."""
-        first = 0
-        for model in self._config.models:
-            if model is self._model:
-                break
-            first += model.replicas * model.num_ranks
-        total = sum(model.replicas * model.num_ranks for model in self._config.models)
-        first += self._model.num_ranks * self._rank_on_host
-        shares = share_cores(read_host_cores(), total)
-        return [shares[(first + index) % total] for index in range(self._model.num_ranks)]
+    def _host_share(self) -> HostShare:
+        num_hosts = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+        return host_share(self._config, self._model, self._rank_on_host, num_hosts)
 
     async def _drain(self) -> None:
         drain = ReplicaDrain(self._loop.time(), self._model.drain_s, self._model.grace_s)

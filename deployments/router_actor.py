@@ -95,9 +95,9 @@ class RouterActor:
 
 def router_shard(number: int) -> Any:
     """The handle of a shard's actor, which is created if there is none."""
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(RouterActor)
-    named = actor.options(name=router_name(number), namespace=NAMESPACE, lifetime="detached", get_if_exists=True)
-    return named.remote(number)
+    actor: Any = ray.remote(num_cpus=0.001, max_restarts=-1)(RouterActor)
+    options = {"lifetime": "detached", "get_if_exists": True, "scheduling_strategy": "SPREAD"}  # a host's loss is one's
+    return actor.options(name=router_name(number), namespace=NAMESPACE, **options).remote(number)
 
 
 def configure_routers(config: RouterConfig) -> None:

@@ -65,6 +65,14 @@ class FrameConnection(asyncio.Protocol):
             self._transport.write(encode(frame))
 
     @property
+    def is_within_host(self) -> bool:
+        """Whether both ends have one address."""
+        if self._transport is None:
+            return False
+        ends = (self._transport.get_extra_info("sockname"), self._transport.get_extra_info("peername"))
+        return bool(ends[0] and ends[1] and ends[0][0] == ends[1][0])
+
+    @property
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 

@@ -1,7 +1,8 @@
 """StreamCopies: the copies of this gateway's streams in the router shards, and how another gateway's are fetched.
 
-A copy lies in one shard, chosen by the stream's id. It is sent ahead of what the client is sent, all streams' news of
-one wake-up in one frame; when the shard is lost, the whole copy goes to another one, or to its successor.
+A copy lies in one shard, chosen by the stream's id among those of other hosts, where there are any. It is sent ahead of
+what the client is sent, all streams' news of one wake-up in one frame; when the shard is lost, the whole copy goes to
+another one, or to its successor.
 """
 
 import asyncio
@@ -50,6 +51,7 @@ class StreamCopies:
         self._ending: dict[str, Copy] = {}  # taken; their tasks have yet to end
         self._links: dict[int, Link] = {}
         self._silent: set[int] = set()
+        self._beside: set[int] = set()  #: shards that this gateway's host would take with it
         self._pending: dict[int, list[tuple[str, int, bytes]]] = {}
         self._flush_is_due = False
         self._fetches: dict[int, _Fetch] = {}
@@ -133,13 +135,17 @@ class StreamCopies:
 
     # What this gateway hears
 
-    def on_router(self, shard: int, link: Link) -> None:
-        """A shard is there (again), with nothing of ours: copy to it what lies there or nowhere."""
+    def on_router(self, shard: int, link: Link, is_on_this_host: bool = False) -> None:
+        """A shard is there (again), with nothing of ours: copy to it what lies there, nowhere, or less safely."""
         self._links[shard] = link
         self._silent.discard(shard)
         self._pending.pop(shard, None)
+        (self._beside.add if is_on_this_host else self._beside.discard)(shard)
         for copy in self._copies.values():
             if copy.shard in (None, shard):
+                self._place(copy)
+            elif not is_on_this_host and copy.shard in self._beside:
+                self._links[copy.shard].send(Release(copy.keep.stream, copy.keep.epoch))
                 self._place(copy)
 
     def on_router_lost(self, shard: int) -> None:
@@ -185,7 +191,7 @@ class StreamCopies:
 
     def _place(self, copy: Copy) -> None:
         keep = copy.keep
-        copy.shard = choose_shard(keep.stream.encode(), self._alive())
+        copy.shard = choose_shard(keep.stream.encode(), (self._alive() - self._beside) or self._alive())
         if copy.shard is not None:
             whole = Keep(keep.stream, keep.epoch, keep.tenant, keep.ttl_s, keep.call, copy.journal)
             self._links[copy.shard].send(whole)

@@ -16,7 +16,9 @@ from deployments.app import APP_NAME, build_app
 from deployments.commands.config import add_config_arguments, config_from
 from deployments.commands.joined_cluster import joined_cluster
 from deployments.commands.local_cluster import start_serve
-from deployments.commands.serving_session import StartFailed, StartProgress, raise_failure
+from deployments.commands.placement import gateway_urls, require_reachable
+from deployments.commands.serving_session import StartFailed, raise_failure
+from deployments.commands.start_progress import StartProgress
 
 POLL_S = 0.5
 
@@ -32,9 +34,11 @@ def run(args: argparse.Namespace) -> int:
     progress = StartProgress(Console(stderr=True, highlight=False))
     with joined_cluster(args.address):
         start_serve(config)
+        require_reachable(config)
         serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
         progress.say("deploying")
         _wait_until_done(progress, args.timeout)
+        progress.say(f"answers on {', '.join(gateway_urls(config))}")
         progress.say("deployed; what the old replicas still run goes on to its end")
     return 0
 

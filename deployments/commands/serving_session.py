@@ -16,6 +16,8 @@ from rich.console import Console
 from cluster.config import MantaConfig
 from deployments.app import APP_NAME, build_app
 from deployments.commands.local_cluster import local_ray, router_status, start_serve, stop_app
+from deployments.commands.placement import gateway_urls, require_reachable
+from deployments.commands.start_progress import StartProgress
 from engine.errors import MantaError
 
 POLL_S = 0.2
@@ -43,6 +45,7 @@ def serve_until_stopped(config: MantaConfig, address: str | None, start_timeout_
         try:
             progress.say(f"Ray at {ray.get_runtime_context().gcs_address}")
             start_serve(config)
+            require_reachable(config)
             progress.say("starting the app")
             serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
             if not _wait_ready(config, progress, stop, start_timeout_s):
@@ -65,29 +68,6 @@ def _stop_or_insist(stop: threading.Event) -> None:
     stop.set()
 
 
-class StartProgress:
-    """Prints each phase once when it begins or ends, with the seconds since the start."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = time.monotonic()
-        self._shown: set[tuple[str, str, bool]] = set()
-        self._names: dict[str, str] = {}
-
-    def say(self, text: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}")
-
-    def show(self, starting: dict[str, dict[str, float]]) -> None:
-        """`starting`: phase -> seconds per replica id; 0 seconds while it lasts."""
-        for replica, phases in starting.items():
-            name = self._names.setdefault(replica, f"replica {len(self._names) + 1}")
-            for phase, seconds in phases.items():
-                done = seconds > 0
-                if (replica, phase, done) not in self._shown:
-                    self._shown.add((replica, phase, done))
-                    self.say(f"{name}: {phase}" + (f" took {seconds:.1f} s" if done else " ..."))
-
-
 def _wait_ready(config: MantaConfig, progress: StartProgress, stop: threading.Event, timeout_s: float) -> bool:
     """Until every replica has announced itself and HTTP answers; False when asked to stop."""
     wanted = sum(model.replicas for model in config.models)
@@ -104,12 +84,15 @@ def _wait_ready(config: MantaConfig, progress: StartProgress, stop: threading.Ev
 
 
 def _http_ready(config: MantaConfig) -> bool:
-    """Whether the gateway answers and knows all models."""
+    """Whether every gateway answers and knows all models."""
+    urls = gateway_urls(config)
     try:
-        answer = httpx.get(f"{url(config)}/v1/models", timeout=2.0)
+        answers = [httpx.get(f"{url}/v1/models", timeout=2.0) for url in urls]
     except httpx.HTTPError:
         return False
-    return answer.status_code == 200 and len(answer.json()["data"]) == len(config.models)
+    return bool(urls) and all(
+        answer.status_code == 200 and len(answer.json()["data"]) == len(config.models) for answer in answers
+    )
 
 
 def raise_failure() -> None:
@@ -130,15 +113,9 @@ def _last_line(message: str) -> str:
     return (errors or lines or ["the deployment failed"])[-1]
 
 
-def url(config: MantaConfig) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.gateway.host, config.gateway.host)
-    return f"http://{host}:{config.gateway.port}"
-
-
 def _greet(config: MantaConfig, progress: StartProgress) -> None:
     name = config.models[0].served_name
     body = msgspec.json.encode({"model": name, "messages": [{"role": "user", "content": "Tell me about the sea."}]})
-    progress.say(f"[bold green]ready[/bold green] on {url(config)}  (Ctrl-C stops)")
-    print(
-        f"curl {url(config)}/v1/chat/completions -H 'Content-Type: application/json' -d '{body.decode()}'", flush=True
-    )
+    urls = gateway_urls(config)
+    progress.say(f"[bold green]ready[/bold green] on {', '.join(urls)}  (Ctrl-C stops)")
+    print(f"curl {urls[0]}/v1/chat/completions -H 'Content-Type: application/json' -d '{body.decode()}'", flush=True)

@@ -45,7 +45,7 @@ def _show(status: dict[str, Any], console: Console) -> None:
     if tenants.row_count:
         console.print(tenants)
     replicas = Table(Column("replica", no_wrap=True), title="replicas")
-    for name in ("model", "shard", "rank: pid", "state", "running", "waiting", "KV use", "steps"):
+    for name in ("model", "shard", "host", "rank: pid", "state", "running", "waiting", "KV use", "steps"):
         replicas.add_column(name)
     for replica in status["replicas"]:
         replicas.add_row(*_replica_row(replica))
@@ -59,6 +59,7 @@ def _replica_row(replica: dict[str, Any]) -> list[str]:
         replica["replica_id"],
         replica["model"],
         str(replica["shard"]),
+        replica["host"],
         ", ".join(f"{rank}: {pid}" for rank, pid in enumerate(replica["pids"])),
         _state(replica),
         str(load.get("num_running", "-")),

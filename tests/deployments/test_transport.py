@@ -55,6 +55,17 @@ async def test_frames_go_both_ways_and_the_end_is_told() -> None:
     connection.send(Cancel("c", 0))  # dropped
 
 
+@pytest.mark.parametrize(("host", "is_within"), [(HOST, True), ("127.0.0.2", False)])
+async def test_whether_the_peer_is_on_this_host_shows_by_the_addresses(host: str, is_within: bool) -> None:
+    peers = Peers()
+    port = await peers.server.listen(host)
+    connection = await connect((host, port), FromReplica, b"s", ("gateway", "g"), Recorder())
+    assert connection.is_within_host == is_within
+    peers.server.close()
+    await until(lambda: not connection.is_open)
+    assert not connection.is_within_host
+
+
 async def test_a_wrong_secret_is_cut_off_before_any_message_counts() -> None:
     peers, mine = Peers(b"right"), Recorder()
     port = await peers.server.listen(HOST)
