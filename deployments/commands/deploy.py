@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     config = config_from(args)
     progress = StartProgress(Console(stderr=True, highlight=False))
     with joined_cluster(args.address):
-        start_serve(config)
         require_reachable(config)
+        start_serve(config)
         serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
         progress.say("deploying")
         _wait_until_done(progress, args.timeout)

@@ -7,7 +7,7 @@ import ray
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
-from cluster.config import MantaConfig
+from cluster.config import Edge, MantaConfig
 from deployments.app import APP_NAME
 from engine.errors import MantaError
 
@@ -38,9 +38,11 @@ def place_replicas() -> dict[str, dict[str, int]]:
 
 
 def require_reachable(config: MantaConfig) -> None:
-    """Raises `OnlyLoopback` where a gateway would be on some host's loopback."""
-    num_hosts = sum(node["Alive"] for node in ray.nodes())
-    if num_hosts > 1 and config.gateway.host in _LOOPBACK and not _details().get("proxies"):
+    """Before anything is started; raises `OnlyLoopback` where gateways would listen on some hosts' loopback."""
+    edge, num_hosts = config.gateway.edge, sum(node["Alive"] for node in ray.nodes())
+    if num_hosts < 2 or config.gateway.host not in _LOOPBACK or edge is Edge.PROXY:
+        return
+    if edge is Edge.DIRECT or not _details().get("proxies"):
         raise OnlyLoopback(config.gateway.host, num_hosts)
 
 

@@ -39,13 +39,13 @@ def serve_until_stopped(config: MantaConfig, address: str | None, start_timeout_
     progress = StartProgress(Console(stderr=True, highlight=False))
     progress.say("starting Ray")
     with local_ray(config, address):
+        require_reachable(config)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which sets handlers of its own
             signal.signal(number, lambda *_: _stop_or_insist(stop))
         try:
             progress.say(f"Ray at {ray.get_runtime_context().gcs_address}")
             start_serve(config)
-            require_reachable(config)
             progress.say("starting the app")
             serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
             if not _wait_ready(config, progress, stop, start_timeout_s):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import GatewayConfig, MantaConfig
+from cluster.config import Edge, GatewayConfig, MantaConfig
 from deployments import cli
 from deployments.commands import placement
 from deployments.commands.cluster_file import read_cluster_file
@@ -74,23 +74,25 @@ def test_who_answers(monkeypatch: pytest.MonkeyPatch, host: str, proxies: list[s
 
 
 @pytest.mark.parametrize(
-    ("host", "proxies", "num_alive", "is_refused"),
+    ("host", "edge", "proxies", "num_alive", "is_refused"),
     [
-        ("127.0.0.1", [], 2, True),
-        ("localhost", [], 2, True),
-        ("127.0.0.1", [], 1, False),
-        ("127.0.0.1", ["10.0.0.1"], 2, False),
-        ("0.0.0.0", [], 2, False),
+        ("127.0.0.1", Edge.AUTO, [], 2, True),
+        ("localhost", Edge.DIRECT, ["10.0.0.1"], 2, True),
+        ("127.0.0.1", Edge.AUTO, [], 1, False),
+        ("127.0.0.1", Edge.AUTO, ["10.0.0.1"], 2, False),
+        ("127.0.0.1", Edge.PROXY, [], 2, False),
+        ("0.0.0.0", Edge.AUTO, [], 2, False),
     ],
 )
 def test_loopback_on_several_hosts_is_refused(
-    monkeypatch: pytest.MonkeyPatch, host: str, proxies: list[str], num_alive: int, is_refused: bool
+    monkeypatch: pytest.MonkeyPatch, host: str, edge: Edge, proxies: list[str], num_alive: int, is_refused: bool
 ) -> None:
     nodes = [{"Alive": number < num_alive} for number in range(3)]
     monkeypatch.setattr(placement, "_details", lambda: details(proxies))
     monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
+    config = MantaConfig(gateway=GatewayConfig(host=host, edge=edge))
     if not is_refused:
-        require_reachable(configured(host))
+        require_reachable(config)
         return
     with pytest.raises(OnlyLoopback, match=r"cluster of 2 hosts .* --host 0\.0\.0\.0"):
-        require_reachable(configured(host))
+        require_reachable(config)
