@@ -11,6 +11,7 @@ from parallel.devices import Device, size_text
 from parallel.part_sizes import ModelSizes, StageSize
 
 _LOGIT_COPIES, _FLOAT32_BYTES = 2, 4
+_MOST = 64  #: ranks that the configuration takes in one direction
 _HIDDEN_COPIES, _WIDE_COPIES = 6, 3  #: results of a layer that live at the same time: assumed
 
 
@@ -80,8 +81,9 @@ class Candidate:
 
 def grid_sizes(hosts: Hosts) -> tuple[list[int], list[int]]:
     """The values of tensor_parallel and of pipeline_parallel that are worth a look."""
-    powers = [1 << exponent for exponent in range(hosts.num_devices.bit_length())]
-    return sorted({*powers, hosts.devices_per_node}), sorted({*powers, *range(1, hosts.nodes + 1)})
+    powers = [1 << exponent for exponent in range(min(hosts.num_devices, _MOST).bit_length())]
+    fills = {min(hosts.devices_per_node, _MOST)}
+    return sorted({*powers, *fills}), sorted({*powers, *range(1, min(hosts.nodes, _MOST) + 1)})
 
 
 def plan(model: ModelSizes, hosts: Hosts, load: Load) -> list[Candidate]:
@@ -141,7 +143,9 @@ def _candidates(model: ModelSizes, hosts: Hosts, load: Load) -> Iterator[Candida
     tensor_sizes, stage_counts = grid_sizes(hosts)
     for size in tensor_sizes:
         for count in stage_counts:
-            if size * count <= hosts.num_devices and (count == 1 or size <= hosts.devices_per_node):
+            fills_nodes = size == hosts.devices_per_node  # then there may be as many stages as nodes
+            is_possible = size * count <= hosts.num_devices and (count == 1 or size <= hosts.devices_per_node)
+            if is_possible and (fills_nodes or count & (count - 1) == 0):
                 yield _examine(model, hosts, load, size, count)
 
 

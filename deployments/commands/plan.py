@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
+from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,7 @@ _CPU = "cpu"
 _NODE_OF_GPUS = 8
 _DEFAULTS = EngineConfig()
 _SHORT_CONTEXT = 8192
+_TABLE_WIDTH = 100  #: of the largest numbers, which must not be cut off; usual ones take 80
 _MOST_SEQUENCES, _MOST_REPLICAS = 4096, 1024  #: as `engine.max_num_seqs` and `replicas` take them
 
 
@@ -161,7 +163,7 @@ def _show(
         f"{hosts.nodes} x {hosts.devices_per_node} {device.name}: {size_text(device.memory_bytes)}, "
         f"{device.bandwidth / 1e9:,.0f} GB/s, {device.flops / 1e12:.3g} TFLOP/s each ({device.source})"
     )
-    console.print(_table(candidates, load))
+    Console(width=max(console.width, _TABLE_WIDTH)).print(_table(candidates, load))
     best = candidates[0]
     console.print(explain(candidates, load))
     if best.memory is not None and not best.refusal:
@@ -180,8 +182,8 @@ def _count(number: int) -> str:
 
 
 def _table(candidates: list[Candidate], load: Load) -> Table:
-    table = Table()
-    for heading in ("tp x pp", "nodes", "replicas", "weights", "KV tokens"):
+    table = Table(box=HORIZONTALS, show_edge=False, pad_edge=False, padding=0)  # fits in 80 columns
+    for heading in ("tp x pp", "nodes", "replicas", "weights", "KV\ntokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(f"sequences\nof {load.context:,}", justify="right", no_wrap=True)
     for heading in ("tokens/s\nof one", "tokens/s\nof all", "prompt\ntokens/s"):

@@ -9,7 +9,7 @@ from parallel.part_sizes import LayerSize, ModelSizes, PartSizes
 from parallel.plan import Candidate, Hosts, Load, explain, plan, without_beaten
 
 LOAD = Load(context=8192, concurrency=64, block_size=32, batched_tokens=2048, kv_share=0.85)
-SIZES = (1, 2, 4, 8, 16)
+SIZES = (1, 2, 3, 4, 8, 16)
 
 
 def llama(num_layers: int, hidden: int, width: int, num_heads: int, num_kv_heads: int = 8) -> ModelSizes:
@@ -86,6 +86,14 @@ def test_stages_inside_a_node_are_beaten_by_tensor_parallelism() -> None:
     candidates = without_beaten(plan(LLAMA_70B, Hosts(DEVICES["h200"], 8, 2), LOAD))
     grids = [(each.tensor_parallel, each.pipeline_parallel) for each in candidates if not each.refusal]
     assert grids == [(4, 1), (8, 1), (8, 2), (2, 1), (1, 1)]
+
+
+def test_three_nodes_make_three_stages_but_no_part_of_one_does() -> None:
+    tensor_and_stages = [
+        (each.tensor_parallel, each.pipeline_parallel) for each in plan(LLAMA_8B, Hosts(DEVICES["h100"], 2, 3), LOAD)
+    ]
+    assert (2, 3) in tensor_and_stages
+    assert (1, 3) not in tensor_and_stages
 
 
 def test_sums_take_their_time() -> None:

@@ -44,6 +44,16 @@ def test_a_config_is_enough(llama_8b: str, capsys: pytest.CaptureFixture[str]) -
     assert shown["candidates"][0]["concurrency"] == 53
 
 
+def test_no_number_is_cut_off_in_80_columns(
+    llama_8b: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plan", llama_8b, "--gpu", "h200", "--nodes", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "replicas" in out
+    assert "\u2026" not in out
+
+
 def test_the_lines_to_paste_are_a_configuration(llama_8b: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", llama_8b, "--gpu", "l40s", "--nodes", "2", "--gpus-per-node", "1"]) == 0
     out = capsys.readouterr().out
