@@ -225,24 +225,29 @@ class Memory:
 async def _fairness(load: Load, args: argparse.Namespace, peak: float, say: Callable[[str], None]) -> dict[str, Any]:
     """The same tenants without and with one that floods."""
     rate = args.share * peak / args.tenants
-    seconds = args.seconds / 2
 
     async def behaving() -> list[Timeline]:
-        asked = (load.opened(rate, seconds, f"tenant-{number}") for number in range(args.tenants))
-        return [timeline for found in await asyncio.gather(*asked) for timeline in found]
+        """Without those of the first seconds: the tenants are at work when counting and the flood begin."""
+        began = time.perf_counter()
+        asked = (load.opened(rate, SETTLE_S + args.seconds, f"tenant-{number}") for number in range(args.tenants))
+        found = [timeline for tenant in await asyncio.gather(*asked) for timeline in tenant]
+        return [timeline for timeline in found if timeline.started_at >= began + SETTLE_S]
+
+    async def flooding() -> list[Timeline]:
+        await asyncio.sleep(SETTLE_S)
+        return await load.opened(args.times * peak, args.seconds, FLOOD)
 
     say("tenants that behave")
     without = await behaving()
     say("the same, and one that floods")
-    flooding = asyncio.create_task(load.opened(args.times * peak, seconds, FLOOD))
-    flooded = await behaving()
-    flood = await flooding
+    flooded, flood = await asyncio.gather(behaving(), flooding())
     before, after = (
         percentiles([timeline.ttft_s for timeline in found if not timeline.error]) for found in (without, flooded)
     )
     return {
         "requests": len(flooded),
-        "refused": sum(bool(timeline.error) for timeline in without + flooded),
+        "refused": sum(bool(timeline.error) for timeline in flooded),
+        "refused_without": sum(bool(timeline.error) for timeline in without),
         "ttft_ms_without": before,
         "ttft_ms_with": after,
         "p99_ratio": round(after["p99"] / before["p99"], 2),

@@ -9,13 +9,14 @@ as a dead entry and is skipped; a heap is rebuilt when half of it is dead.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.config import TenantConfig
 from cluster.router.waiting import Waiting
 
 MAX_IDLE_TENANTS = 1024  #: remembered in a band; beyond, the longest idle one's counter is forgotten
+LOOKS = 32  #: tenants are passed over at most, to find one whose turn it may be
 _Line = list[tuple[float, int, Waiting]]  # (since, number of arrival, entry)
 _STANDARD = TenantConfig()
 
@@ -66,16 +67,28 @@ class FairBand:
         heapq.heappush(tenant.line, row)
         self._settle(entry.tenant, tenant)
 
-    def peek(self) -> Waiting | None:
-        """Whose turn it is."""
+    def peek(self, must_wait: Callable[[str], bool] = lambda name: False) -> Waiting | None:
+        """Whose turn it is. Up to `LOOKS` tenants that `must_wait` are passed over: more do not flood, they share."""
         migration = _head(self._migrations)
         if migration is not None:
             return migration
+        passed: list[tuple[float, str]] = []
+        while (turn := self._next_turn()) is not None and must_wait(turn[1]):
+            passed.append(heapq.heappop(self._turns))
+            if len(passed) == LOOKS:
+                turn = passed[0]
+                break
+        for row in passed:
+            heapq.heappush(self._turns, row)
+        return None if turn is None else _head(self._tenants[turn[1]].line)
+
+    def _next_turn(self) -> tuple[float, str] | None:
+        """The first row of the heap that is not out of date."""
         while self._turns:
             counter, name = self._turns[0]
             tenant = self._tenants.get(name)
             if tenant is not None and tenant.place == counter and tenant.num_waiting:
-                return _head(tenant.line)
+                return self._turns[0]
             heapq.heappop(self._turns)
             if tenant is not None and tenant.place == counter:
                 tenant.place = None

@@ -5,10 +5,12 @@ done is not its client's. When it has ended the difference to its real cost is c
 """
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass
 
 from cluster.frames import Ended, Outcome
 from cluster.router.request_cost import OutputLengths, price
+from cluster.router.running_shares import RunningShares
 from cluster.router.waiting import Waiting
 
 KEPT_S = 60.0  #: a charge outlives the request's deadline so long, if nobody tells the end
@@ -21,6 +23,7 @@ class Charge:
     tenant: str
     priority: int
     cost: int  #: charged
+    held_tokens: int  #: counted in the shares
     num_prompt_tokens: int  #: of the first attempt here; 0 if an earlier one ran elsewhere
     num_cached_tokens: int
     num_output_tokens: int  #: emitted so far, in attempts elsewhere too
@@ -31,8 +34,9 @@ class Charge:
 
 
 class Ledger:
-    def __init__(self, lengths: OutputLengths) -> None:
+    def __init__(self, lengths: OutputLengths, shares: RunningShares) -> None:
         self._lengths = lengths
+        self._shares = shares
         self._charges: dict[str, Charge] = {}
         self._expiries: list[tuple[float, str]] = []
         self.num_lost_tokens = 0  #: computed by attempts that did not end their request
@@ -53,6 +57,7 @@ class Ledger:
             tenant=asked.tenant,
             priority=asked.priority,
             cost=cost,
+            held_tokens=asked.num_prompt_tokens + entry.num_new_tokens,
             num_prompt_tokens=asked.num_prompt_tokens if is_first else 0,
             num_cached_tokens=entry.num_cached_tokens if is_first else 0,
             num_output_tokens=asked.num_output_tokens,
@@ -62,6 +67,7 @@ class Ledger:
             expires_at=entry.deadline + KEPT_S,
         )
         heapq.heappush(self._expiries, (entry.deadline + KEPT_S, asked.request_id))
+        self._shares.take(asked.tenant, asked.num_prompt_tokens + entry.num_new_tokens)
         return cost
 
     def cancel(self, request_id: str) -> Charge | None:
@@ -69,7 +75,7 @@ class Ledger:
         charge = self._charges.get(request_id)
         if charge is None or charge.num_output_tokens > charge.num_output_elsewhere:
             return None
-        return self._charges.pop(request_id)
+        return self._close(request_id)
 
     def settle(self, ended: Ended) -> tuple[Charge, int] | None:
         """An attempt is over. Returns the charge and what to add to it, once the request is over too."""
@@ -82,7 +88,7 @@ class Ledger:
         if not ended.finished:
             self.num_lost_tokens += charge.attempt_tokens - ended.num_cached_tokens + ended.num_output_tokens
             return None
-        del self._charges[ended.request_id]
+        self._close(ended.request_id)
         if ended.outcome is Outcome.OK:
             self._lengths.learn(charge.tenant, charge.num_output_tokens, charge.max_tokens)
         num_output_tokens = charge.num_output_tokens - charge.num_output_elsewhere
@@ -95,10 +101,16 @@ class Ledger:
             _, request_id = heapq.heappop(self._expiries)
             charge = self._charges.get(request_id)
             if charge is not None and charge.expires_at <= now:
-                del self._charges[request_id]
+                self._close(request_id)
         if len(self._expiries) > 64 + 2 * len(self._charges):
             self._expiries = [(charge.expires_at, name) for name, charge in self._charges.items()]
             heapq.heapify(self._expiries)
 
+    def _close(self, request_id: str) -> Charge:
+        charge = self._charges.pop(request_id)
+        self._shares.give(charge.tenant, charge.held_tokens)
+        return charge
+
     def check_invariants(self) -> None:
+        assert self._shares.held() == Counter(charge.tenant for charge in self._charges.values())
         assert {(charge.expires_at, name) for name, charge in self._charges.items()} <= set(self._expiries)

@@ -14,7 +14,9 @@ from cluster.router.condemned import Condemned
 from cluster.router.drain_rate import DrainRate, retry_after_s
 from cluster.router.ledger import Ledger
 from cluster.router.queue_shard import QueueShard
+from cluster.router.refusals import refuse, refuse_poison, refuse_share
 from cluster.router.request_cost import OutputLengths, price
+from cluster.router.running_shares import RunningShares
 from cluster.router.waiting import AVOID_S, Key, Waiting
 from cluster.routing.fleet import Fleet
 from cluster.routing.policy import RoutingPolicy
@@ -32,7 +34,8 @@ class ModelPool:
         self.queue = QueueShard(config)
         self.fleet = Fleet(config)
         self.lengths = OutputLengths()
-        self.ledger = Ledger(self.lengths)
+        self.shares = RunningShares(config.tenants)
+        self.ledger = Ledger(self.lengths, self.shares)
         self.drain_rate = DrainRate()
         self.num_granted = self.num_migrations = self.num_refused = self.num_moved = 0
         self.num_recomputed_tokens = 0  #: by replicas after preemption, those that are gone included
@@ -48,22 +51,24 @@ class ModelPool:
         if self.queue.get((asked.request_id, asked.attempt)) is not None:
             return []
         entry = self._entry(gateway, asked, now)
+        self.shares.asked(asked.tenant, now)
         refusal = self._refusal(entry, now)
         if refusal is not None:
             self.num_refused += 1
             return [(gateway, refusal)]
         self._pass_time(now)
         self.fleet.take_back(entry.key)  # asked again: the grant was lost on its way
+        outbox = self._push_out(entry, now) if entry.may_be_refused else []
         self.queue.push(entry)
-        return self.dispatch(now)
+        return outbox + self.dispatch(now)
 
     def _entry(self, gateway: str, asked: Enqueue, now: float) -> Waiting:
         self.lengths.note(asked.max_tokens)
         num_new = self.lengths.expect(asked.tenant, asked.num_output_tokens, asked.max_tokens)
         cached = 0
         if asked.block_hashes and self.fleet.replicas:
-            block_size = next(iter(self.fleet.replicas.values())).info.engine.block_size
-            cached = min(self.fleet.prefixes.num_known(asked.block_hashes) * block_size, asked.num_prompt_tokens - 1)
+            known = self.fleet.prefixes.num_known(asked.block_hashes) * self._block_size
+            cached = min(known, asked.num_prompt_tokens - 1)
         return Waiting(
             asked,
             gateway,
@@ -79,20 +84,36 @@ class ModelPool:
         """Why this request may not even wait. Migrations and those that were let in before may always."""
         asked = entry.descriptor
         if self._condemned.holds(asked.digest, now):
-            return _refuse_poison(asked)
-        if entry.is_migration or asked.num_moves or asked.is_known:
+            return refuse_poison(asked)
+        if not entry.may_be_refused:
             return None
         wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(asked))
-        code, why = "server_is_overloaded", ""
-        if self.queue.is_full(asked):
+        after_s = retry_after_s(wait_s, asked.request_id)
+        shares = self.queue.shares
+        why = ""
+        if shares.has_right(asked):
+            pass
+        elif shares.is_full(asked):
             why = f"the queue of {self.model!r} is full; try again later"
-        elif self.queue.is_over_share(asked) and self.queue.has_others(asked.tenant):
-            code, why = "rate_limit_exceeded", f"your share of the queue of {self.model!r} is full; try again later"
-        elif self.queue.is_over_share(asked):
+        elif shares.is_over_share(asked) and shares.has_others(asked.tenant):
+            return refuse_share(asked, after_s)
+        elif shares.is_over_share(asked):
             why = f"the queue of {self.model!r} is nearly full; try again later"
-        elif self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
+        if not why and self.fleet.has_live and wait_s is not None and wait_s > asked.timeout_s:
             why = f"the wait would be about {wait_s:.3g} s, the request's time is {asked.timeout_s:.3g} s"
-        return _refuse(asked, code, why, retry_after_s(wait_s, asked.request_id)) if why else None
+        return refuse(asked, "server_is_overloaded", why, after_s) if why else None
+
+    def _push_out(self, entry: Waiting, now: float) -> Outbox:
+        """Make room for a tenant within its share of a full queue."""
+        asked = entry.descriptor
+        outbox: Outbox = []
+        while self.queue.shares.is_full(asked) and (last := self.queue.shares.to_push_out(asked)) is not None:
+            wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(last.descriptor))
+            self._forget(last.key)
+            self.num_refused += 1
+            after_s = retry_after_s(wait_s, last.descriptor.request_id)
+            outbox.append((last.gateway, refuse_share(last.descriptor, after_s)))
+        return outbox
 
     def withdraw(self, key: Key, now: float) -> Outbox | None:
         """Out of the queue, or an unused grant comes back; None if the request is not here."""
@@ -188,6 +209,7 @@ class ModelPool:
         """Leases, backoffs and deadlines; reservations are thought over."""
         self._pass_time(now)
         self.ledger.expire(now)
+        self.shares.pass_time(now)
         self.fleet.pass_time(now)
         for entry in list(self._reserved.values()):
             self._unhold(entry)
@@ -209,15 +231,25 @@ class ModelPool:
         if self._parked:
             for revision in ["", *self.fleet.cohorts]:
                 self._look_at_parked(revision, now, outbox)
-        while self.fleet.has_open and (entry := self.queue.peek()) is not None:
+        while self.fleet.has_open and (entry := self._next()) is not None:
             self.queue.take_turn(entry, self.ledger.open(entry))
             if self._condemned.holds(entry.descriptor.digest, now):
                 self._forget(entry.key)
                 self.num_refused += 1
-                outbox.append((entry.gateway, _refuse_poison(entry.descriptor)))
+                outbox.append((entry.gateway, refuse_poison(entry.descriptor)))
             elif not self._place(entry, now, outbox):
                 self._park(entry)
         return outbox
+
+    def _next(self) -> Waiting | None:
+        """Whose turn it is, of those that need not leave what is free to others."""
+        slots, blocks = self.fleet.spare
+        tokens = blocks * self._block_size
+        return self.queue.peek_past(lambda tenant: self.shares.must_leave(tenant, slots, tokens))
+
+    @property
+    def _block_size(self) -> int:
+        return next(iter(self.fleet.replicas.values())).info.engine.block_size
 
     def _look_at_parked(self, revision: str, now: float, outbox: Outbox) -> None:
         while self.fleet.has_open and (parked := self._parked.get(revision)):
@@ -278,10 +310,10 @@ class ModelPool:
     def _expired(self, asked: Enqueue) -> Refuse:
         if not self.fleet.replicas:
             message = f"no replica of {self.model!r} became ready in time"
-            return _refuse(asked, "no_ready_replica", message, retry_after_s(None, asked.request_id))
+            return refuse(asked, "no_ready_replica", message, retry_after_s(None, asked.request_id))
         message = f"the request waited {asked.timeout_s:.3g} s in the queue without its turn"
         wait_s = self.drain_rate.wait_s(self.queue.cost)
-        return _refuse(asked, "deadline_exceeded", message, retry_after_s(wait_s, asked.request_id))
+        return refuse(asked, "deadline_exceeded", message, retry_after_s(wait_s, asked.request_id))
 
     # Other shards
 
@@ -290,9 +322,8 @@ class ModelPool:
         slots, blocks = self.fleet.spare
         if self.queue.peek() is not None or self._reserved or not slots or num_shards < 2:
             return None
-        block_size = next(iter(self.fleet.replicas.values())).info.engine.block_size
         peers = num_shards - 1
-        return Spare(shard, self.model, -(-slots // peers), blocks * block_size // peers)
+        return Spare(shard, self.model, -(-slots // peers), blocks * self._block_size // peers)
 
     def move(self, spare: Spare, now: float) -> Outbox:
         """Send requests to a shard with room: those that no replica here may take, and while there is no room here,
@@ -309,7 +340,7 @@ class ModelPool:
                 self._forget(stuck.key)
                 self.num_moved += 1
                 outbox.append((stuck.gateway, Move(*stuck.key, spare.shard)))
-        while slots and not self.fleet.has_open and (entry := self.queue.peek()) is not None:
+        while slots and (entry := self._next_elsewhere()) is not None:
             tokens -= entry.descriptor.num_prompt_tokens + entry.num_new_tokens
             if tokens < 0 or entry.descriptor.num_moves >= MAX_MOVES or not self._may_leave(entry, now):
                 break
@@ -319,6 +350,12 @@ class ModelPool:
             self.num_moved += 1
             outbox.append((entry.gateway, Move(*entry.key, spare.shard)))
         return outbox
+
+    def _next_elsewhere(self) -> Waiting | None:
+        """Whose turn it is while nobody may have what is free here."""
+        if self.fleet.has_open and self._next() is not None:
+            return None
+        return self.queue.peek()
 
     def _may_leave(self, entry: Waiting, now: float) -> bool:
         """A stream that must go on on weights stays where a replica with them will take it."""
@@ -332,8 +369,9 @@ class ModelPool:
         """Counts, as plain values."""
         return {
             "requests": len(self.queue),
-            "tokens": self.queue.num_tokens,
-            "tenants": self.queue.tenants(),
+            "tokens": self.queue.shares.num_tokens,
+            "tenants": self.queue.shares.tenants(),
+            "running": self.shares.held(),
             "drain_cost_per_s": self.drain_rate.per_s,
             "moved": self.num_moved,
             "migrations": self.num_migrations,
@@ -355,12 +393,3 @@ class ModelPool:
         assert all(
             entry.reserved is not None and entry.reserved.reserved_for is entry for entry in self._reserved.values()
         )
-
-
-def _refuse(asked: Enqueue, code: str, message: str, after_s: float | None) -> Refuse:
-    return Refuse(asked.request_id, asked.attempt, code, message, after_s)
-
-
-def _refuse_poison(asked: Enqueue) -> Refuse:
-    message = "this request has ended the replicas that computed it; it is refused for ten minutes"
-    return _refuse(asked, "poison_request", message, None)

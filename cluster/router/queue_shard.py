@@ -6,31 +6,29 @@ may still wait here, outside of the order, for a replica that can take it. Knows
 
 import heapq
 from collections import Counter
+from collections.abc import Callable
 from typing import TypeVar
 
 from cluster.config import RouterConfig
 from cluster.frames import Enqueue
 from cluster.router.fair_band import FairBand
+from cluster.router.queue_shares import QueueShares
 from cluster.router.waiting import Key, Waiting
 
-SHARE_OF_FREE = 4.0  #: a tenant of weight 1 may hold so many times what is still free of the queue
 MAX_IDLE_BANDS = 16  #: remembered with the counters of their tenants
-_STANDARD_WEIGHT = 1.0
 T = TypeVar("T")
 
 
 class QueueShard:
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
-        self.num_tokens = 0  #: prompt tokens waiting
+        self.shares = QueueShares(config)
         self.cost = 0  #: of all that waits
         self._entries: dict[Key, Waiting] = {}
         self._gateways: dict[str, dict[Key, None]] = {}
         self._bands: dict[int, FairBand] = {}
         self._filled: list[int] = []  # heap: priorities of bands with entries, some emptied meanwhile
         self._deadlines: list[tuple[float, int, Key]] = []
-        self._requests: dict[str, int] = {}  # by tenant
-        self._tokens: dict[str, int] = {}
         self._costs: dict[tuple[int, str], int] = {}  # of who waits, by band and tenant
         self._band_costs: dict[int, int] = {}
         self.num_in_bands: Counter[int] = Counter()  # who waits for a turn
@@ -38,32 +36,6 @@ class QueueShard:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    # Bounds
-
-    def is_full(self, asked: Enqueue) -> bool:
-        """Whether one more such request may not wait. An empty queue takes any request."""
-        if not self._entries:
-            return False
-        too_many_tokens = self.num_tokens + asked.num_prompt_tokens > self._config.max_queued_tokens
-        return len(self._entries) >= self._config.max_queued_requests or too_many_tokens
-
-    def is_over_share(self, asked: Enqueue) -> bool:
-        """Whether the tenant holds its share already.
-
-        The share is a multiple of what is free (a dynamic threshold): one tenant alone can fill most of the queue and
-        never all of it, and where more come the shares shrink until something is free for each.
-        """
-        standing = self._config.tenants.get(asked.tenant)
-        portion = SHARE_OF_FREE * (standing.weight if standing is not None else _STANDARD_WEIGHT)
-        free_requests = self._config.max_queued_requests - len(self._entries)
-        free_tokens = self._config.max_queued_tokens - self.num_tokens
-        requests, tokens = self._requests.get(asked.tenant, 0), self._tokens.get(asked.tenant, 0)
-        return requests > 0 and (requests >= portion * free_requests or tokens >= portion * free_tokens)
-
-    def has_others(self, tenant: str) -> bool:
-        """Whether another tenant waits here."""
-        return len(self._requests) > (tenant in self._requests)
 
     def cost_ahead(self, asked: Enqueue) -> float:
         """Work that goes before a new request: all of more urgent bands, and what its tenant's turns let pass first."""
@@ -83,6 +55,7 @@ class QueueShard:
         self._entries[entry.key] = entry
         self._gateways.setdefault(entry.gateway, {})[entry.key] = None
         entry.is_queued = True
+        self.shares.add(entry)
         self._count(entry, 1)
         heapq.heappush(self._deadlines, (entry.deadline, self._num_pushed, entry.key))
         self._order(entry)
@@ -104,6 +77,14 @@ class QueueShard:
             if self.num_in_bands[priority]:
                 return self._bands[priority].peek()
             heapq.heappop(self._filled)
+        return None
+
+    def peek_past(self, must_wait: Callable[[str], bool]) -> Waiting | None:
+        """The request whose turn it is, were there no tenants that `must_wait`."""
+        for priority in sorted(self.num_in_bands):
+            entry = self._bands[priority].peek(must_wait)
+            if entry is not None:
+                return entry
         return None
 
     def take_turn(self, entry: Waiting, cost: float) -> None:
@@ -132,6 +113,7 @@ class QueueShard:
         entry.is_queued = False
         if not entry.had_turn:
             self._leave_order(entry)
+        self.shares.drop(entry)
         self._count(entry, -1)
         if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._entries):
             self._deadlines = [item for item in self._deadlines if item[2] in self._entries]
@@ -153,10 +135,7 @@ class QueueShard:
 
     def _count(self, entry: Waiting, sign: int) -> None:
         asked = entry.descriptor
-        self.num_tokens += sign * asked.num_prompt_tokens
         self.cost += sign * entry.cost
-        _add(self._requests, asked.tenant, sign)
-        _add(self._tokens, asked.tenant, sign * asked.num_prompt_tokens)
         _add(self._costs, (asked.priority, asked.tenant), sign * entry.cost)
         _add(self._band_costs, asked.priority, sign * entry.cost)
 
@@ -176,16 +155,12 @@ class QueueShard:
         """Keys of the requests that one gateway waits for."""
         return list(self._gateways.get(gateway, ()))
 
-    def tenants(self) -> dict[str, dict[str, int]]:
-        """What each tenant has waiting."""
-        return {name: {"requests": n, "tokens": self._tokens.get(name, 0)} for name, n in self._requests.items()}
-
     def check_invariants(self) -> None:
         """Counters equal what is there, and every waiting request can be found in its order and by its deadline."""
         entries = self._entries.values()
-        assert self.num_tokens == sum(entry.descriptor.num_prompt_tokens for entry in entries)
+        self.shares.check_invariants()
+        assert self.shares.num_requests == len(entries)
         assert self.cost == sum(entry.cost for entry in entries) == sum(self._band_costs.values())
-        assert self._requests == Counter(entry.tenant for entry in entries)
         assert set(self._entries) <= {key for _, _, key in self._deadlines}
         assert all(key == entry.key and entry.is_queued for key, entry in self._entries.items())
         assert self.num_in_bands == Counter(e.descriptor.priority for e in entries if not e.had_turn)

@@ -49,6 +49,12 @@ class Waiting:
         """An earlier attempt was lost: a client may be reading already."""
         return self.descriptor.attempt > 0 or self.descriptor.num_output_tokens > 0
 
+    @property
+    def may_be_refused(self) -> bool:
+        """For fullness: it waits for its turn, has run nowhere and was let in nowhere else."""
+        asked = self.descriptor
+        return not (self.had_turn or self.is_migration or asked.num_moves or asked.is_known)
+
     def avoids(self, replica_id: str, now: float) -> bool:
         """Whether that replica has failed this request, a short while ago."""
         return bool(self._avoid) and now < self.avoid_until and replica_id in self._avoid

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cluster.config import TenantConfig
 from cluster.frames import Enqueue
-from cluster.router.fair_band import MAX_IDLE_TENANTS, FairBand
+from cluster.router.fair_band import LOOKS, MAX_IDLE_TENANTS, FairBand
 from cluster.router.waiting import Waiting
 
 
@@ -147,3 +147,22 @@ def test_two_tenants_that_both_wait_differ_by_their_largest_requests(
                 assert abs(one - other) <= 50 / weights[pair[0]] + 50 / weights[pair[1]] + 1e-6
             else:
                 together.pop((pair[0], pair[1]), None)
+
+
+def test_tenants_that_must_wait_are_passed_over_and_keep_their_places() -> None:
+    turns = Turns()
+    turns.push(entry("a1", "a"), entry("a2", "a"), entry("b1", "b"), entry("c1", "c"))
+    head = turns.band.peek({"a", "b"}.__contains__)
+    assert head is not None and head.tenant == "c"
+    assert turns.band.peek({"a", "b", "c"}.__contains__) is None
+    turns.band.check_invariants()
+    assert turns.take() == "a1"
+
+
+def test_migrations_pass_nobody_by_and_a_crowd_is_no_flood() -> None:
+    turns = Turns()
+    turns.push(*(entry(f"q{number}", f"t{number:02}") for number in range(LOOKS + 5)))
+    head = turns.band.peek(lambda tenant: True)
+    assert head is not None and head.tenant == "t00"
+    turns.push(entry("moves", "t01", attempt=1))
+    assert turns.band.peek(lambda tenant: True) is not head

@@ -3,6 +3,7 @@
 from cluster.frames import Ended, Enqueue, Outcome
 from cluster.router.ledger import KEPT_S, Ledger
 from cluster.router.request_cost import OutputLengths, price
+from cluster.router.running_shares import RunningShares
 from cluster.router.waiting import Waiting
 
 
@@ -17,7 +18,7 @@ def ended(attempt: int, output: int, finished: bool, cached: int = 0, outcome: O
 
 def test_the_charge_is_corrected_by_what_was_really_used() -> None:
     lengths = OutputLengths()
-    ledger = Ledger(lengths)
+    ledger = Ledger(lengths, RunningShares({}))
     assert ledger.open(entry()) == price(100, 0, 50)
     settled = ledger.settle(ended(0, output=10, finished=True, cached=64))
     assert settled is not None
@@ -27,7 +28,7 @@ def test_the_charge_is_corrected_by_what_was_really_used() -> None:
 
 
 def test_attempts_are_charged_once_and_their_output_is_summed() -> None:
-    ledger = Ledger(OutputLengths())
+    ledger = Ledger(OutputLengths(), RunningShares({}))
     assert ledger.open(entry()) == price(100, 0, 50)
     assert ledger.settle(ended(0, output=7, finished=False, cached=32, outcome=Outcome.FAILED)) is None
     assert ledger.num_lost_tokens == 100 - 32 + 7
@@ -38,7 +39,7 @@ def test_attempts_are_charged_once_and_their_output_is_summed() -> None:
 
 
 def test_what_other_shards_have_done_is_not_charged_here() -> None:
-    ledger = Ledger(OutputLengths())
+    ledger = Ledger(OutputLengths(), RunningShares({}))
     assert ledger.open(entry(attempt=1, emitted=30, expected=20, left=50)) == price(0, 0, 20)
     settled = ledger.settle(ended(1, output=25, finished=True, cached=100))
     assert settled is not None
@@ -46,7 +47,7 @@ def test_what_other_shards_have_done_is_not_charged_here() -> None:
 
 
 def test_a_request_that_did_not_run_gives_its_charge_back_once() -> None:
-    ledger = Ledger(OutputLengths())
+    ledger = Ledger(OutputLengths(), RunningShares({}))
     ledger.open(entry())
     charge = ledger.cancel("q")
     assert charge is not None and charge.cost == price(100, 0, 50)
@@ -54,14 +55,14 @@ def test_a_request_that_did_not_run_gives_its_charge_back_once() -> None:
 
 
 def test_a_request_that_has_emitted_is_not_given_back() -> None:
-    ledger = Ledger(OutputLengths())
+    ledger = Ledger(OutputLengths(), RunningShares({}))
     ledger.open(entry())
     ledger.settle(ended(0, output=7, finished=False))
     assert ledger.cancel("q") is None
 
 
 def test_charges_without_an_end_are_forgotten() -> None:
-    ledger = Ledger(OutputLengths())
+    ledger = Ledger(OutputLengths(), RunningShares({}))
     ledger.open(entry())
     ledger.expire(60.0 + KEPT_S - 1)
     assert len(ledger) == 1
