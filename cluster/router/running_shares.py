@@ -78,7 +78,7 @@ class RunningShares:
         if mine is None or len(self._present) <= (tenant in self._present):
             return False
         size = self._all.num_tokens / self._all.num_requests
-        room = min(free_slots, free_tokens / size)
+        room = min(free_slots, int(free_tokens / size))
         held = max(mine.num_requests, mine.num_tokens / size)
         weight = self._weight(tenant)
         present = self._present_weight + (0.0 if tenant in self._present else weight)
