@@ -245,7 +245,12 @@ class ModelPool:
         """Whose turn it is, of those that need not leave what is free to others."""
         slots, blocks = self.fleet.spare
         tokens = blocks * self._block_size
-        return self.queue.peek_past(lambda tenant: self.shares.must_leave(tenant, slots, tokens))
+        waiting = self.queue.shares
+        return self.queue.peek_past(
+            lambda tenant: self.shares.must_leave(
+                tenant, slots, tokens, waiting.num_requests_of(tenant), waiting.num_requests
+            )
+        )
 
     @property
     def _block_size(self) -> int:

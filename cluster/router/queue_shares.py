@@ -102,6 +102,9 @@ class QueueShares:
     def _weight(self, tenant: str) -> float:
         return self._config.tenants.get(tenant, _STANDARD).weight
 
+    def num_requests_of(self, tenant: str) -> int:
+        return len(self._lines.get(tenant, ()))
+
     def tenants(self) -> dict[str, dict[str, int]]:
         """What each tenant has waiting."""
         return {name: {"requests": len(line), "tokens": self._tokens[name]} for name, line in self._lines.items()}

@@ -4,7 +4,8 @@ While other tenants have asked within the last minute, one that holds more than 
 that a newcomer of another finds a place at once and does not wait until an answer ends. The room is what the others
 may want next: twice the square root of what they hold, and one place more (`SPREAD`); and never so much that the tenant
 could not hold `SHARE_OF_FREE` times its weight of what is free (a dynamic threshold, as on the queue). A tenant that is
-alone, or within its share, leaves nothing. Room and holdings count slots or KV blocks, whichever is scarcer, in
+alone, or within its share, leaves nothing; nor does one a little over it that asks for no more than its part, for that is a
+peak and not a flood. Room and holdings count slots or KV blocks, whichever is scarcer, in
 requests of the mean size. Knows no queue and no replica. Each operation: O(1) (amortized).
 """
 
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from cluster.config import TenantConfig
 
 PRESENT_S = 60.0  #: so long after its last request a tenant may come back at any moment
-SHARE_OF_FREE = 4.0  #: a tenant of weight 1 may hold so many times what is still free of the replicas
+SHARE_OF_FREE = 3.0  #: a tenant of weight 1 may hold so many times what is still free of the replicas
 SPREAD = 2.0  #: standard deviations of what the others hold, were they to come independently of each other
+PEAK = 1.5  #: times its share a tenant may hold, whose part of all that is asked for is within its share
 _STANDARD = TenantConfig()
 
 
@@ -72,8 +74,10 @@ class RunningShares:
         holding.num_requests += num_requests
         holding.num_tokens += num_tokens
 
-    def must_leave(self, tenant: str, free_slots: int, free_tokens: int) -> bool:
-        """Whether what is free now is to be left to others than this tenant."""
+    def must_leave(
+        self, tenant: str, free_slots: int, free_tokens: int, waiting: int = 0, all_waiting: int = 0
+    ) -> bool:
+        """Whether what is free now is to be left to others than this tenant, of whom so many of all requests wait."""
         mine = self._held.get(tenant)
         if mine is None or len(self._present) <= (tenant in self._present):
             return False
@@ -82,7 +86,9 @@ class RunningShares:
         held = max(mine.num_requests, mine.num_tokens / size)
         weight = self._weight(tenant)
         present = self._present_weight + (0.0 if tenant in self._present else weight)
-        if held + 1 <= weight / present * (self._all.num_requests + room):
+        share = weight / present * (self._all.num_requests + room)
+        asks_no_more = held + waiting <= weight / present * (self._all.num_requests + all_waiting)
+        if held + 1 <= share * (PEAK if asks_no_more else 1.0):
             return False
         wanted = 1 + SPREAD * math.sqrt(self._all.num_requests - mine.num_requests)
         return room <= min(wanted, held / (SHARE_OF_FREE * weight))

@@ -89,6 +89,18 @@ def test_within_its_share_by_weight_a_tenant_leaves_nothing() -> None:
     assert world.ask("a")
 
 
+def test_a_peak_is_no_flood() -> None:
+    """Beyond its share, but within its part of all that is asked for: up to half as much again."""
+    world = Served(slots=40)
+    for _ in range(12):
+        world.ask("a")
+    for _ in range(60):
+        world.ask("flood")
+    held_by_flood = world.num_running("flood")
+    assert 40 / 2 < held_by_flood < 28
+    assert all(world.ask("a") for _ in range(28 - held_by_flood))
+
+
 def test_memory_is_left_as_slots_are() -> None:
     world = Served(slots=1000, blocks=100)  # of two blocks each: 50 requests
     world.ask("a")
