@@ -4,7 +4,7 @@ While other tenants have asked within the last minute, one that holds more than 
 that a newcomer of another finds a place at once and does not wait until an answer ends. The room is what the others
 may want next: twice the square root of what they hold, and one place more (`SPREAD`); and never so much that the tenant
 could not hold `SHARE_OF_FREE` times its weight of what is free (a dynamic threshold, as on the queue). A tenant that is
-alone, or within its share, leaves nothing; nor does one a little over it that asks for no more than its part, for that is a
+alone, or within its share, leaves nothing; nor does one a little over it that asks for no more than its part: that is a
 peak and not a flood. Room and holdings count slots or KV blocks, whichever is scarcer, in
 requests of the mean size. Knows no queue and no replica. Each operation: O(1) (amortized).
 """
