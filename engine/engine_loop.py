@@ -44,7 +44,7 @@ class EngineLoop:
         self._orders: deque[Order] = deque()
         self._closing = False
         self._dead: EngineDead | None = None
-        self._step_started_at: float | None = None
+        self._is_computing = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     def start(self) -> None:
@@ -64,14 +64,10 @@ class EngineLoop:
         except EngineDead:
             return  # it has had its last chunk
 
-    def step_started_at(self) -> float | None:
-        """When the step now being computed began, on the loop's clock; None between steps. For a watchdog."""
-        return self._step_started_at
-
     def progress(self) -> EngineProgress:
         """How far it has come, for a watchdog."""
         progress = self._core.progress
-        return EngineProgress(progress.count, self._step_started_at is not None, progress.patience_s)
+        return EngineProgress(progress.count, self._is_computing, progress.patience_s)
 
     def hand_back(self) -> None:
         """End everything with MIGRATE, as something between two steps: other engines go on with it."""
@@ -113,9 +109,9 @@ class EngineLoop:
         """Take in orders, compute one step, report; wait if there was nothing to compute. False when closing."""
         now = self._clock()
         self._obey_orders(now)
-        self._step_started_at = now
+        self._is_computing = True
         chunks = self._core.step(now)
-        self._step_started_at = None
+        self._is_computing = False
         if chunks is not None:
             self._on_step(chunks, self._core.scheduler.load())
             return not self._closing

@@ -47,11 +47,6 @@ class Router:
         self._condemned = Condemned()
 
     @property
-    def is_unused(self) -> bool:
-        """Nobody is connected."""
-        return not self._gateways and not any(pool.fleet.replicas for pool in self._pools.values())
-
-    @property
     def num_granted(self) -> int:
         return sum(pool.num_granted for pool in self._pools.values())
 

@@ -225,15 +225,11 @@ def test_close_before_start_answers_too() -> None:
 
 
 def test_a_step_that_hangs_is_seen_from_outside(client: Client) -> None:
-    assert client.loop.step_started_at() is None
+    assert not client.loop.progress().is_busy
     client.gate.clear()
-    before = time.monotonic()
     client.loop.submit(generate("a", [1], max_tokens=1))
     client.wait_for(lambda: client.loads != [])
     time.sleep(0.01)
-    started_at = client.loop.step_started_at()
-    assert started_at is not None
-    assert before <= started_at <= time.monotonic()
     seen = client.loop.progress()
     assert seen.is_busy and client.loop.progress() == seen
     assert not client.loop.close(timeout_s=0.05)
