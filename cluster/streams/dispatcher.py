@@ -287,6 +287,7 @@ class Dispatcher:
             self._enqueue_those_at(shard)
         for _, why, peer in self._peers.accused():
             self._peers.set_left(peer, True)
-            how = AttemptEnd(End.DIED, f"the replica that computed it {why}")
+            end = End.SILENT if peer.watch.is_silent else End.DIED
+            how = AttemptEnd(end, f"the replica that computed it {why}")
             self._migration.ended([(flight, how) for flight in list(peer.flights.values())])
         self._peers.close_hopeless()

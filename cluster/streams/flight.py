@@ -26,7 +26,8 @@ class End(Enum):
     """How an attempt ended."""
 
     FINISHED = auto()  #: and the request with it
-    DIED = auto()  #: with its replica, or its engine, or it was left as frozen or stuck
+    DIED = auto()  #: with its replica, or its engine, or that was left as stuck
+    SILENT = auto()  #: its replica said nothing for too long and was left
     HANDED_BACK = auto()  #: the replica drains
     FAULTY = auto()  #: tokens are missing, or the engine could not compute this one
     REFUSED = auto()  #: the replica takes nothing now
@@ -37,6 +38,7 @@ class End(Enum):
 OUTCOMES = {
     End.FINISHED: Outcome.OK,
     End.DIED: Outcome.FAILED,
+    End.SILENT: Outcome.FAILED,
     End.HANDED_BACK: Outcome.NEUTRAL,
     End.FAULTY: Outcome.FAILED,
     End.REFUSED: Outcome.FAILED,

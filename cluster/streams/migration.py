@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from cluster.errors import EngineFailed, PoisonRequest
 from cluster.frames import Cancel, Condemn, Ended
 from cluster.streams.flight import OUTCOMES, AttemptEnd, End, Flight
-from cluster.streams.poison_rule import PoisonRule
+from cluster.streams.poison_rule import DEATH, SILENCE, PoisonRule
 from cluster.streams.replica_peers import ReplicaPeers
 from cluster.streams.retry_budget import RetryBudget
 from cluster.streams.shard_links import ShardLinks
@@ -54,7 +54,7 @@ class Migration:
         """What one event has ended: those that died with a replica are judged together."""
         dead = []
         for flight, how in ends:
-            if how.end is End.DIED:
+            if how.end in (End.DIED, End.SILENT):
                 dead.append((flight, how))
             else:
                 self._ended_alone(flight, how)
@@ -104,9 +104,9 @@ class Migration:
 
     def _died(self, dead: list[tuple[Flight, AttemptEnd]]) -> None:
         """Requests whose replica died under them."""
-        condemned = self._poison.on_death(
-            (flight.request_id, flight.num_emitted > 0) for flight, _ in dead if not flight.is_over
-        )
+        weight = SILENCE if all(how.end is End.SILENT for _, how in dead) else DEATH
+        victims = ((flight.request_id, flight.num_emitted > 0) for flight, _ in dead if not flight.is_over)
+        condemned = self._poison.on_death(victims, weight)
         for flight, how in dead:
             replica_id = flight.replica_id
             assert replica_id is not None

@@ -1,14 +1,18 @@
 """PoisonRule: which of the requests that were in flight when a replica died has killed it.
 
-A death is a strike against each request that ran there. A request that dies twice without a token in between is
-suspect. A single suspect is condemned; of several that died together only one can be the killer, so they wait in a
-quarantine lane and are tried one at a time: who gives a token is cleared, who dies as the only suspect is condemned.
+A death weighs against each request that ran there. A request that dies twice without a token in between is suspect. A
+single suspect is condemned; of several that died together only one can be the killer, so they wait in a quarantine lane
+and are tried one at a time: who gives a token is cleared, who dies as the only suspect is condemned.
+
+A process that merely fell silent weighs half: requests are not known to do that, stopped processes and lost networks
+are, and what is sent there before it is noticed looks as if it had ended two replicas in a row.
 """
 
 from collections import deque
 from collections.abc import Iterable
 
-_SUSPECT_AT = 2
+DEATH, SILENCE = 2, 1  #: how much it weighs
+_SUSPECT_AT = 2 * DEATH
 
 
 class PoisonRule:
@@ -19,11 +23,11 @@ class PoisonRule:
         self._lane: deque[str] = deque()
         self._tried: str | None = None
 
-    def on_death(self, victims: Iterable[tuple[str, bool]]) -> str | None:
-        """Strikes for requests of one death: (id, whether its attempt there gave a token). Returns the condemned."""
+    def on_death(self, victims: Iterable[tuple[str, bool]], weight: int = DEATH) -> str | None:
+        """One death, and who ran there: (id, whether its attempt gave a token). Returns the condemned."""
         suspects = []
         for request_id, gave_token in victims:
-            strikes = 1 if gave_token else self._strikes.get(request_id, 0) + 1
+            strikes = weight if gave_token else self._strikes.get(request_id, 0) + weight
             self._strikes[request_id] = strikes
             if strikes >= _SUSPECT_AT:
                 suspects.append(request_id)

@@ -55,13 +55,17 @@ class ReplicaWatch:
 
     def accusation(self) -> str:
         """What is wrong with it; empty: nothing."""
-        silent_s = self.silent_s
-        if silent_s > SILENCE_S:
-            return f"said nothing for {silent_s:.1f} s"
+        if self.is_silent:
+            return f"said nothing for {self.silent_s:.1f} s"
         still_s = self._time.now - self._moved_at
         if self._is_busy and still_s > max(SILENCE_S, self._patience_s):
             return f"its engine has not moved for {still_s:.1f} s"
         return ""
+
+    @property
+    def is_silent(self) -> bool:
+        """Not even its event loop turns, or nothing comes through."""
+        return self.silent_s > SILENCE_S
 
     @property
     def silent_s(self) -> float:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.streams.poison_rule import PoisonRule
+from cluster.streams.poison_rule import SILENCE, PoisonRule
 
 
 def test_the_second_death_without_a_token_condemns_a_single_suspect() -> None:
@@ -17,6 +17,19 @@ def test_a_token_in_between_makes_it_the_first_death_again() -> None:
     for _ in range(5):
         assert rule.on_death([("a", True)]) is None
     assert rule.on_death([("a", False)]) == "a"
+
+
+def test_what_was_sent_to_a_frozen_replica_and_then_to_a_killed_one_is_no_suspect() -> None:
+    rule = PoisonRule()
+    assert rule.on_death([("a", False)], SILENCE) is None
+    assert rule.on_death([("a", False)]) is None
+    assert rule.may_run("a")
+    assert rule.on_death([("a", False)]) == "a"
+
+
+def test_who_freezes_one_replica_after_the_other_is_condemned_in_the_end() -> None:
+    rule = PoisonRule()
+    assert [rule.on_death([("p", False)], SILENCE) for _ in range(4)] == [None, None, None, "p"]
 
 
 def test_suspects_that_died_together_are_tried_one_at_a_time() -> None:
