@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deployments.commands.counting_bar import counting_bar
 from deployments.simulation import workload as trace
 from deployments.simulation.cost_model import CostModel, MeasuredStep, contents, fit_steps, write_cost_model
 from deployments.simulation.workload import write_trace
@@ -228,7 +228,7 @@ def measure(core: EngineCore, arrivals: list[Arrival], name: str) -> Measured:
     due = {a.request.request_id: a.at for a in arrivals}
     last: dict[str, float] = {}
     num_added = num_finished = 0
-    with _progress() as bar:
+    with counting_bar(console) as bar:
         task = bar.add_task(name, total=len(arrivals))
         started = time.perf_counter()
         while num_finished < len(arrivals):
@@ -271,7 +271,7 @@ def measure_generate(info: EngineInfo, arrivals: list[Arrival], config: EngineCo
     model.eval()
     result = Measured("generate", prompt_tokens=sum(len(a.request.prompt_token_ids) for a in arrivals))
     requests = [a.request for a in arrivals]
-    with _progress() as bar:
+    with counting_bar(console) as bar:
         task = bar.add_task("generate", total=len(requests))
         started = time.perf_counter()
         for first in range(0, len(requests), config.batch_size):
@@ -294,11 +294,6 @@ def measure_generate(info: EngineInfo, arrivals: list[Arrival], config: EngineCo
             bar.update(task, advance=len(batch))
         result.seconds = time.perf_counter() - started
     return result
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def _print(args: argparse.Namespace, info: EngineInfo, results: list[Measured]) -> None:

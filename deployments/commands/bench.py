@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deployments.commands.counting_bar import counting_bar
 from deployments.commands.http_load import Timeline, streamed_completion
 from deployments.simulation.workload import Arrival, write_trace
 from engine.errors import ConfigError
@@ -101,8 +101,7 @@ async def _offer(args: argparse.Namespace, bodies: list[dict[str, Any]]) -> list
     """Send all requests, so many at a time or at such a rate; the start of each is when it was meant to start."""
     gate = asyncio.Semaphore(args.concurrency if args.rate is None else len(bodies))
     gaps_s = None if args.rate is None else _gaps_s(args)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with counting_bar() as progress:
         bar = progress.add_task("requests", total=len(bodies))
 
         async def one(body: dict[str, Any]) -> Timeline:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cluster.config import Policy, RouterConfig, TenantConfig
 from cluster.config_reader import read_config
+from deployments.commands.counting_bar import counting_bar
 from deployments.simulation.cost_model import CostModel, read_cost_model, shipped_names
 from deployments.simulation.faults import parse_fault
 from deployments.simulation.results import Objective, Summary, summarise
@@ -189,8 +189,7 @@ def _simulate(args: argparse.Namespace, cost: CostModel, config: RouterConfig, a
     )
     world = World(setup, arrivals)
     gc.freeze()  # else each full collection looks through the KV blocks of all replicas
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with counting_bar() as progress:
         bar = progress.add_task(config.policy.value, total=args.requests)
         world.run(lambda num_arrived: progress.update(bar, completed=num_arrived))
     return world

@@ -14,9 +14,9 @@ from typing import TextIO
 
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.config import CHAIN_MODEL
+from deployments.commands.counting_bar import counting_bar
 from engine.errors import MantaError
 from scripts.chaos_run.campaign import Campaign, Outcome, Settings
 from scripts.chaos_run.cluster_hand import ClusterHand
@@ -135,8 +135,7 @@ async def _campaign(
     workload = await target.workload(settings.seed, client)
     caught = await check_oracle(workload, client)
     console.print(f"seed {settings.seed}; the oracle caught {caught} of {caught} planted bugs")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with counting_bar(console) as progress:
         streams = progress.add_task("streams", total=settings.streams)
         faults = progress.add_task("faults", total=settings.faults)
 
