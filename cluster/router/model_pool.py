@@ -1,9 +1,8 @@
 """ModelPool: one model's queue and fleet in a router shard, and the decision: who goes where, now.
 
-A request whose turn has come and that fits nowhere is *held*: the roomiest replica it may use is reserved for it and
-gets nothing else until it fits there, and the queue goes on with the other replicas. So large requests do not starve,
-small ones do not wait behind them, and on an empty replica everything fits. Where no replica is allowed for it at all
-(it avoids those that are open, or asks for other weights) it is *parked*, and looked at again before the queue.
+A request whose turn has come and that fits nowhere is held (`cluster.router.held`): the roomiest replica it may use is
+reserved for it, and the queue goes on with the other replicas. So large requests do not starve, small ones do not wait
+behind them, and on an empty replica everything fits.
 """
 
 from typing import Any
@@ -12,6 +11,7 @@ from cluster.config import RouterConfig
 from cluster.frames import Ended, Enqueue, FromRouter, Grant, Move, Refuse, ReplicaInfo, Report, Spare
 from cluster.router.condemned import Condemned
 from cluster.router.drain_rate import DrainRate, retry_after_s
+from cluster.router.held import Held
 from cluster.router.ledger import Ledger
 from cluster.router.queue_shard import QueueShard
 from cluster.router.refusals import refuse, refuse_poison, refuse_share
@@ -42,8 +42,7 @@ class ModelPool:
         self._config = config
         self._policy = policy
         self._condemned = condemned
-        self._parked: dict[str, dict[Key, Waiting]] = {}  # by weights revision asked for; first to be looked at first
-        self._reserved: dict[Key, Waiting] = {}
+        self._held = Held(self.fleet)
 
     # Requests
 
@@ -134,7 +133,7 @@ class ModelPool:
         """Take a request out of the queue without its having run."""
         entry = self.queue.remove(key)
         if entry is not None:
-            self._unhold(entry)
+            self._held.let_go(entry)
             if entry.had_turn:
                 self._give_back(key[0])
         return entry
@@ -155,7 +154,7 @@ class ModelPool:
         self.fleet.record(ended.replica_id, key, ended.outcome, now)
         replica = self.fleet.replicas.get(ended.replica_id)
         if replica is not None and not self.fleet.breakers.allows(ended.replica_id):
-            self._release(replica)
+            self._held.release(replica)
         return self.dispatch(now)
 
     # Replicas
@@ -163,7 +162,7 @@ class ModelPool:
     def announce(self, info: ReplicaInfo, now: float) -> None:
         if not self.fleet.has_live:
             self.drain_rate.forget()  # what waits has waited for somebody to come, not for its turn
-        self._release(self.fleet.add(info, now))
+        self._held.release(self.fleet.add(info, now))
 
     def report(self, replica_id: str, report: Report, now: float) -> Outbox:
         replica = self.fleet.replicas.get(replica_id)
@@ -176,14 +175,13 @@ class ModelPool:
         outbox: Outbox = []
         entry = replica.reserved_for
         if entry is not None and replica.fits(entry):
-            self._unhold(entry)
             self._grant(entry, replica, now, outbox)
         return outbox + self.dispatch(now) if len(self.queue) else outbox
 
     def replica_lost(self, replica_id: str) -> bool:
         """Whether it was known."""
         replica = self.fleet.remove(replica_id)
-        self._release(replica)
+        self._held.release(replica)
         return replica is not None
 
     def drain(self, replica_id: str) -> bool:
@@ -192,16 +190,9 @@ class ModelPool:
         if replica is None:
             return False
         replica.is_draining = True
-        self._release(replica)
+        self._held.release(replica)
         self.fleet.refresh(replica)
         return True
-
-    def _release(self, replica: ReplicaState | None) -> None:
-        """Who holds a replica's reservation is looked at again."""
-        if replica is not None and replica.reserved_for is not None:
-            entry = replica.reserved_for
-            self._unhold(entry)
-            self._park(entry)
 
     # Time
 
@@ -211,14 +202,12 @@ class ModelPool:
         self.ledger.expire(now)
         self.shares.pass_time(now)
         self.fleet.pass_time(now)
-        for entry in list(self._reserved.values()):
-            self._unhold(entry)
-            self._park(entry)
+        self._held.reconsider()
         return self.dispatch(now)
 
     def _pass_time(self, now: float) -> None:
         """The drain rate is of time with a backlog and somebody to work on it. Who is parked is no backlog."""
-        has_backlog = self.queue.peek() is not None or bool(self._reserved)
+        has_backlog = self.queue.peek() is not None or self._held.num_reserved > 0
         self.drain_rate.pass_time(has_backlog and self.fleet.has_live, now)
 
     # The decision
@@ -228,7 +217,7 @@ class ModelPool:
         outbox: Outbox = []
         self._refuse_expired(now, outbox)
         self.fleet.close_silent(now)
-        if self._parked:
+        if self._held.has_parked:
             for revision in ["", *self.fleet.cohorts]:
                 self._look_at_parked(revision, now, outbox)
         while self.fleet.has_open and (entry := self._next()) is not None:
@@ -238,7 +227,7 @@ class ModelPool:
                 self.num_refused += 1
                 outbox.append((entry.gateway, refuse_poison(entry.descriptor)))
             elif not self._place(entry, now, outbox):
-                self._park(entry)
+                self._held.park(entry)
         return outbox
 
     def _next(self) -> Waiting | None:
@@ -257,11 +246,9 @@ class ModelPool:
         return next(iter(self.fleet.replicas.values())).info.engine.block_size
 
     def _look_at_parked(self, revision: str, now: float, outbox: Outbox) -> None:
-        while self.fleet.has_open and (parked := self._parked.get(revision)):
-            entry = next(iter(parked.values()))
+        while self.fleet.has_open and (entry := self._held.first_parked(revision)) is not None:
             if not self._place(entry, now, outbox):
                 return
-            self._unpark(entry)
 
     def _place(self, entry: Waiting, now: float, outbox: Outbox) -> bool:
         """Grant, or reserve a replica; False if no open replica is allowed."""
@@ -272,12 +259,11 @@ class ModelPool:
         roomiest = self.fleet.roomiest(entry, now)
         if roomiest is None:
             return False
-        roomiest.reserved_for, entry.reserved = entry, roomiest
-        self._reserved[entry.key] = entry
-        self.fleet.refresh(roomiest)
+        self._held.reserve(entry, roomiest)
         return True
 
     def _grant(self, entry: Waiting, replica: ReplicaState, now: float, outbox: Outbox) -> None:
+        self._held.let_go(entry)
         self.queue.remove(entry.key)
         self.drain_rate.note(entry.cost)
         self.fleet.grant(entry, replica, now)
@@ -285,28 +271,9 @@ class ModelPool:
         self.num_migrations += entry.is_migration
         outbox.append((entry.gateway, Grant(*entry.key, replica.replica_id, self._config.lease_s)))
 
-    def _park(self, entry: Waiting) -> None:
-        self._parked.setdefault(entry.descriptor.weights_revision, {})[entry.key] = entry
-
-    def _unhold(self, entry: Waiting) -> None:
-        """Out of the reserved and the parked, if it is among them."""
-        if entry.reserved is not None:
-            replica, entry.reserved = entry.reserved, None
-            replica.reserved_for = None
-            del self._reserved[entry.key]
-            if self.fleet.replicas.get(replica.replica_id) is replica:
-                self.fleet.refresh(replica)
-        self._unpark(entry)
-
-    def _unpark(self, entry: Waiting) -> None:
-        revision = entry.descriptor.weights_revision
-        parked = self._parked.get(revision)
-        if parked is not None and parked.pop(entry.key, None) is not None and not parked:
-            del self._parked[revision]
-
     def _refuse_expired(self, now: float, outbox: Outbox) -> None:
         for entry in self.queue.expire(now):
-            self._unhold(entry)
+            self._held.let_go(entry)
             if entry.had_turn:
                 self._give_back(entry.descriptor.request_id)
             self.num_refused += 1
@@ -325,7 +292,7 @@ class ModelPool:
     def spare(self, shard: int, num_shards: int) -> Spare | None:
         """What each other shard may send here, when nothing waits here and some replica has credit."""
         slots, blocks = self.fleet.spare
-        if self.queue.peek() is not None or self._reserved or not slots or num_shards < 2:
+        if self.queue.peek() is not None or self._held.num_reserved or not slots or num_shards < 2:
             return None
         peers = num_shards - 1
         return Spare(shard, self.model, -(-slots // peers), blocks * self._block_size // peers)
@@ -337,7 +304,7 @@ class ModelPool:
         slots, tokens = spare.num_slots, spare.num_tokens
         self._pass_time(now)
         self.fleet.close_silent(now)
-        for stuck in [entry for parked in self._parked.values() for entry in parked.values()]:
+        for stuck in list(self._held.parked()):
             wanted = stuck.descriptor.num_prompt_tokens + stuck.num_new_tokens
             is_fit = slots > 0 and wanted <= tokens and stuck.descriptor.num_moves < MAX_MOVES
             if is_fit and self._may_leave(stuck, now):
@@ -380,7 +347,7 @@ class ModelPool:
             "drain_cost_per_s": self.drain_rate.per_s,
             "moved": self.num_moved,
             "migrations": self.num_migrations,
-            "reserved": len(self._reserved),
+            "reserved": self._held.num_reserved,
             "output_ratio": self.lengths.ratio,
             "recomputed_tokens": self.num_recomputed_tokens,
             "lost_tokens": self.ledger.num_lost_tokens,
@@ -390,11 +357,4 @@ class ModelPool:
         self.queue.check_invariants()
         self.fleet.check_invariants()
         self.ledger.check_invariants()
-        held = list(self._reserved.values()) + [e for parked in self._parked.values() for e in parked.values()]
-        assert all(entry.is_queued and entry.had_turn for entry in held)
-        assert len({entry.key for entry in held}) == len(held)
-        waiting_for_turn = sum(self.queue.num_in_bands.values())
-        assert len(held) + waiting_for_turn == len(self.queue), "a request is neither in the order nor held"
-        assert all(
-            entry.reserved is not None and entry.reserved.reserved_for is entry for entry in self._reserved.values()
-        )
+        self._held.check_invariants(len(self.queue) - sum(self.queue.num_in_bands.values()))
