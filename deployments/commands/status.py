@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -29,37 +30,45 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(status: dict[str, Any], console: Console) -> None:
     shards = Table(
-        "shard", "queued requests", "queued tokens", "granted", "refused", "condemned", "gateways", title="router"
-    )
+        "shard", "queued requests", "queued tokens", "granted", "refused", "condemned", "gateways",
+        title="router", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
     for shard in status["shards"]:
         queues = shard["queues"].values()
         counts = [sum(queue[key] for queue in queues) for key in ("requests", "tokens")]
         counts += [shard[key] for key in ("granted", "refused", "condemned")]
         shards.add_row(str(shard["shard"]), *map(str, counts), str(len(shard["gateways"])))
     console.print(shards)
-    tenants = Table("shard", "model", "tenant", "queued requests", title="who waits")
+    tenants = Table("shard", "model", "tenant", "queued requests", title="who waits", box=box.SIMPLE_HEAD)
     for shard in status["shards"]:
         for model, queue in shard["queues"].items():
             for tenant, number in queue["tenants"].items():
                 tenants.add_row(str(shard["shard"]), model, tenant, str(number))
     if tenants.row_count:
         console.print(tenants)
-    replicas = Table(Column("replica", no_wrap=True), title="replicas")
-    for name in ("model", "shard", "host", "rank: pid", "state", "running", "waiting", "KV use", "steps"):
-        replicas.add_column(name)
-    for replica in status["replicas"]:
-        replicas.add_row(*_replica_row(replica))
-    console.print(replicas)
+    console.print(_replica_table(status["replicas"]))
 
 
-def _replica_row(replica: dict[str, Any]) -> list[str]:
+def _replica_table(replicas: list[dict[str, Any]]) -> Table:
+    """Fits into 80 columns for one host; which host is told where there are several."""
+    table = Table(Column("replica", no_wrap=True), title="replicas", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    several = len({replica["host"] for replica in replicas}) > 1
+    names = ["model", "shard", *["host"] * several, "rank: pid", "state", "running", "waiting", "KV use", "steps"]
+    for name in names:
+        table.add_column(name, no_wrap=name in ("host", "rank: pid"))
+    for replica in replicas:
+        table.add_row(*_replica_row(replica, several))
+    return table
+
+
+def _replica_row(replica: dict[str, Any], with_host: bool) -> list[str]:
     load, num_blocks = replica["load"] or {}, replica["engine"]["num_blocks"]
     free = load.get("free_blocks")
     return [
         replica["replica_id"],
         replica["model"],
         str(replica["shard"]),
-        replica["host"],
+        *[replica["host"]] * with_host,
         ", ".join(f"{rank}: {pid}" for rank, pid in enumerate(replica["pids"])),
         _state(replica),
         str(load.get("num_running", "-")),

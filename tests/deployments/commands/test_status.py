@@ -1,0 +1,36 @@
+"""The tables of `manta status`."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from deployments.commands.status import _show
+
+
+def replica(name: str, host: str) -> dict[str, Any]:
+    load = {"num_running": 12, "num_waiting": 3, "free_blocks": 256, "step": 123456}
+    return {
+        "replica_id": name, "model": "demo", "shard": 0, "host": host, "pids": [1234567], "load": load,
+        "engine": {"num_blocks": 1024}, "is_draining": False, "report_age_s": 0.1, "breaker": "closed",
+    }  # fmt: skip
+
+
+def shown(*replicas: dict[str, Any]) -> str:
+    queue = {"requests": 4, "tokens": 5000, "tenants": {"default": 4}}
+    shard = {"shard": 0, "queues": {"demo": queue}, "granted": 9, "refused": 1, "condemned": 0, "gateways": ["g"]}
+    out = io.StringIO()
+    _show({"shards": [shard], "replicas": list(replicas)}, Console(file=out, width=80))
+    return out.getvalue()
+
+
+def test_on_one_host_nothing_is_cut_off_in_80_columns() -> None:
+    text = shown(replica("ab12cd34", "node"), replica("ef56gh78", "node"))
+    assert "…" not in text and "host" not in text
+    for column in ("rank: pid", "state", "running", "waiting", "KV use", "steps", "0: 1234567", "serving", "75 %"):
+        assert column in text
+
+
+def test_on_several_hosts_each_replica_tells_its_own() -> None:
+    text = shown(replica("ab12cd34", "10.0.0.1"), replica("ef56gh78", "10.0.0.2"))
+    assert "host" in text and "10.0.0.1" in text and "10.0.0.2" in text
