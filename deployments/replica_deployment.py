@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import ray
@@ -29,6 +29,7 @@ from engine.config import EngineInfo
 from engine.core import EngineCore
 from engine.errors import EngineDead
 from engine.openmp import wait_briefly
+from engine.rank_spawn import on_this_host
 from parallel.cores import read_host_cores, share_cores
 from parallel.layout import RankLayout
 
@@ -71,15 +72,21 @@ class ReplicaDeployment:
         dealt = share_cores(read_host_cores(), share.num_parts)
         cores = [dealt[part] for part in share.parts]
         note = router_shard(0).note_phase.remote
-        common: dict[str, Any] = {
-            "num_replicas": share.num_replicas,
-            "progress": lambda phase, seconds: note(self._replica_id, phase, seconds),
-        }
+
+        def tell(phase: str, seconds: float) -> None:
+            note(self._replica_id, phase, seconds)
+
         if model.num_ranks == 1:
-            return start_engine(model.location, model.engine, cores=cores[0], **common)
-        layout = RankLayout(model.tensor_parallel, model.pipeline_parallel)
+            return start_engine(
+                model.location, model.engine, cores=cores[0], num_replicas=share.num_replicas, progress=tell
+            )
         return start_engine_of_ranks(
-            model.location, model.engine, layout, cores=cores, rank_timeout_s=model.rank_timeout_s, **common
+            model.location,
+            model.engine,
+            RankLayout(model.tensor_parallel, model.pipeline_parallel),
+            spawner=on_this_host(model.pipeline_parallel, cores, share.num_replicas * model.num_ranks),
+            rank_timeout_s=model.rank_timeout_s,
+            progress=tell,
         )
 
     def _host_share(self) -> HostShare:

@@ -36,9 +36,10 @@ class RankStart(Frame, frozen=True, tag="start"):
     host: str  #: of the driver's socket and of the store
     port: int
     store_port: int
+    address: str  #: of the rank itself, for the other ranks
     generation: int
     secret: bytes
-    driver_pid: int
+    parent_pid: int  #: of who has started it, on its host
     num_sharing: int  #: processes of this host that share its memory
     cores: tuple[int, ...]  #: empty: any
     num_threads: int

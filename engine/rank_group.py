@@ -10,12 +10,13 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from engine.errors import RankLost
 from engine.framing import Challenge, Frame, FrameDecoder, FrameError, Hello, encode, proven
 from engine.rank_frames import COLLECTIVE_FAILED, ROLE, Beat, Broken, Done, Execute, FromRank, error_of
+from engine.rank_spawn import RankProcess, RankSpawner
 from engine.step import StepPlan, StepResult
 from engine.step_progress import StepProgress
 
@@ -26,20 +27,6 @@ _CHUNK = 1 << 16
 _GREETING_S = 2.0
 #: How often, and how many seconds apart, the driver looks for the exit code of a process whose connection has ended.
 _PATIENCE_TICKS, _PATIENCE_S = 30, 0.01
-
-
-class Processes(Protocol):
-    """The rank processes, whoever has started them."""
-
-    @property
-    def pids(self) -> list[int]:
-        """By rank."""
-
-    def exit_codes(self) -> list[int | None]:
-        """By rank; None while it runs."""
-
-    def close(self, *, force: bool = False) -> None:
-        """End them all."""
 
 
 class RankPeer:
@@ -125,13 +112,21 @@ class RankListener:
 class RankGroup:
     """The ranks of one replica, connected. Not thread-safe; `progress` may be read from anywhere.
 
-    `timeout_s`: a step in which nothing moves for so long is lost.
+    `processes`: by rank; `spawner` has started them. `timeout_s`: a step in which nothing moves for so long is lost.
     """
 
-    def __init__(self, peers: list[RankPeer], processes: Processes, store: object, timeout_s: float) -> None:
+    def __init__(
+        self,
+        peers: list[RankPeer],
+        processes: Sequence[RankProcess],
+        spawner: RankSpawner,
+        store: object,
+        timeout_s: float,
+    ) -> None:
         self.progress = StepProgress()
         self._peers = peers
         self._processes = processes
+        self._spawner = spawner
         self._store = store  # where ranks meet; it ends with the group
         self._timeout_s = timeout_s
         self._sampled: list[tuple[int, int]] = []
@@ -145,7 +140,7 @@ class RankGroup:
     @property
     def pids(self) -> list[int]:
         """Process ids, by rank."""
-        return self._processes.pids
+        return [process.pid for process in self._processes]
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute one step on all ranks. Raises `RankLost`; the group is of no more use then."""
@@ -198,7 +193,7 @@ class RankGroup:
         self._selector.close()
         for peer in self._peers:
             peer.connection.close()
-        self._processes.close(force=self._is_broken)
+        self._spawner.close(force=self._is_broken)
 
     def _read(self, peer: RankPeer) -> None:
         try:
@@ -243,8 +238,8 @@ class RankGroup:
         self._is_broken = True
         if broken.kind == COLLECTIVE_FAILED:
             for _ in range(_PATIENCE_TICKS):
-                for other, code in zip(self._peers, self._processes.exit_codes(), strict=True):
-                    if code is not None and code < 0:
+                for other, process in zip(self._peers, self._processes, strict=True):
+                    if (code := process.exit_code()) is not None and code < 0:
                         self._lose(other, "it was killed")
                 time.sleep(_PATIENCE_S)
         error = error_of(broken)
@@ -259,7 +254,7 @@ class RankGroup:
     def _wait_for_exit(self, rank: int) -> int | None:
         """The exit code of a rank that has just gone."""
         for _ in range(_PATIENCE_TICKS):
-            if (code := self._processes.exit_codes()[rank]) is not None:
+            if (code := self._processes[rank].exit_code()) is not None:
                 return code
             time.sleep(_PATIENCE_S)
         return None

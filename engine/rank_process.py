@@ -43,7 +43,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         start = read_start(sys.stdin.buffer)
-        if os.getppid() != start.driver_pid:
+        if os.getppid() != start.parent_pid:
             return 0  # it died before the signal was asked for
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
         connection = DriverConnection(start)
@@ -124,7 +124,7 @@ class _Rank:
         store = reach_store(start.host, start.store_port, start.generation, start.timeout_s)
         waits: dict[str, Any] = {"timeout_s": start.timeout_s, "progress": self._place}
         by_memory = None if kernels is None else partial(join_shared_memory, kernels, **waits)
-        groups = join_groups(store, part.layout, start.rank, host=start.host, join_tensor_group=by_memory, **waits)
+        groups = join_groups(store, part.layout, start.rank, host=start.address, join_tensor_group=by_memory, **waits)
         part.connect(loaded.module, groups)
         runner = build_runner(
             loaded, kernels, start.config, num_blocks=order.num_blocks, max_model_len=order.max_model_len, cores=cores

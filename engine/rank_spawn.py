@@ -1,75 +1,134 @@
-"""Starts the rank processes of one replica on this host, and sees to it that none outlives the replica."""
+"""Starts the rank processes of a replica, each on the host of its stage, and sees to it that none outlives it."""
 
 import os
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from typing import Protocol
+
+import msgspec
 
 from engine.framing import encode
 from engine.rank_frames import RankStart
+from parallel.cores import CoreShare
 
+LOOPBACK = "127.0.0.1"
 _END_S = 5.0
 
 
-class RankProcesses:
-    """One process for each start message.
+class StagePlace(msgspec.Struct, frozen=True):
+    """Where the ranks of one pipeline stage run, and what is theirs there."""
 
-    They are started by a thread of their own, which lives as long as they do: the kernel kills a rank when the thread
-    that started it ends, and with the replica's process all its threads end.
-    """
+    address: str = LOOPBACK  #: at which the other stages reach the host
+    cores: tuple[CoreShare, ...] = ()  #: one share for each rank; none: any core
+    num_sharing: int = 1  #: ranks of all replicas that share the host's memory
 
-    def __init__(self, starts: list[RankStart]) -> None:
-        self._starts = starts
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._started: SimpleQueue[OSError | None] = SimpleQueue()
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._guard, name="rank-guard", daemon=True)
-        self._thread.start()
-        error = self._started.get()
-        if error is not None:
-            raise error
+
+class RankProcess(Protocol):
+    """One rank process, on whatever host."""
 
     @property
-    def pids(self) -> list[int]:
-        """By rank."""
-        return [process.pid for process in self._processes]
+    def pid(self) -> int:
+        """On its host."""
 
-    def exit_codes(self) -> list[int | None]:
-        """By rank; None while it runs, negative after a signal."""
-        return [process.poll() for process in self._processes]
+    def exit_code(self) -> int | None:
+        """None while it runs, negative after a signal; does not wait."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class RankSpawner(Protocol):
+    """Starts the ranks of one replica."""
+
+    @property
+    def places(self) -> Sequence[StagePlace]:
+        """By stage."""
+
+    def start(self, stage: int, start: RankStart) -> RankProcess:
+        """One more process where this stage runs, at any time. Raises OSError."""
 
     def close(self, *, force: bool = False) -> None:
-        """End them: they leave when their input ends; by force after a while, or at once."""
+        """End all that were started: they leave when their input ends; by force after a while, or at once."""
+
+
+class HostProcess:
+    """A rank process of this host."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def exit_code(self) -> int | None:
+        """See `RankProcess`."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """See `RankProcess`."""
+        self._process.kill()
+
+    def dismiss(self) -> None:
+        """End its input, at which it leaves."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def end(self, patience_s: float) -> None:
+        """Gone when this returns, by force after this time."""
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class HostSpawner:
+    """A `RankSpawner` of stages that are all on this host.
+
+    One thread starts the processes and lives as long as they do: the kernel kills a rank when the thread that started
+    it ends, and with this process all its threads end.
+    """
+
+    def __init__(self, places: Sequence[StagePlace]) -> None:
+        self.places = places
+        self._processes: list[HostProcess] = []
+        self._guard = ThreadPoolExecutor(1, "rank-guard")
+
+    def start(self, stage: int, start: RankStart) -> HostProcess:
+        """See `RankSpawner`."""
+        process = self._guard.submit(_launch, msgspec.structs.replace(start, parent_pid=os.getpid())).result()
+        self._processes.append(process)
+        return process
+
+    def close(self, *, force: bool = False) -> None:
+        """See `RankSpawner`."""
         until = time.monotonic() + (0.0 if force else _END_S)
         for process in self._processes:
-            if process.stdin is not None:
-                process.stdin.close()
+            process.dismiss()
         for process in self._processes:
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._ending.set()
-        self._thread.join()
+            process.end(max(0.0, until - time.monotonic()))
+        self._guard.shutdown()
 
-    def _guard(self) -> None:
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path}
-        try:
-            for start in self._starts:
-                command = [sys.executable, "-m", "engine.rank_process"]
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-                self._processes.append(process)
-                assert process.stdin is not None
-                process.stdin.write(encode(start))
-                process.stdin.flush()
-        except OSError as error:
-            self._started.put(error)
-        else:
-            self._started.put(None)
-        self._ending.wait()
+
+def _launch(start: RankStart) -> HostProcess:
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "engine.rank_process"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    assert process.stdin is not None
+    process.stdin.write(encode(start))
+    process.stdin.flush()
+    return HostProcess(process)
+
+
+def on_this_host(num_stages: int, cores: Sequence[CoreShare] = (), num_sharing: int = 1) -> HostSpawner:
+    """All stages beside the driver; `cores`: one share for each rank, in order, or none."""
+    width = len(cores) // num_stages
+    return HostSpawner(
+        [
+            StagePlace(cores=tuple(cores[stage * width : (stage + 1) * width]), num_sharing=num_sharing)
+            for stage in range(num_stages)
+        ]
+    )

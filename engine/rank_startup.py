@@ -1,7 +1,6 @@
 """From a model's files to a replica of many ranks that is ready: start them, let them load, agree on the cache."""
 
 import logging
-import os
 from collections.abc import Sequence
 
 import msgspec
@@ -14,95 +13,87 @@ from engine.kv_cache import fit_model_len
 from engine.model_loader import choose_device
 from engine.rank_frames import Allocate, Loaded, RankStart, Ready
 from engine.rank_group import RankGroup, RankListener
-from engine.rank_spawn import RankProcesses
-from parallel.cores import CoreShare
+from engine.rank_spawn import RankProcess, RankSpawner
 from parallel.layout import LayoutError, RankLayout
 from parallel.process_group import listen_store
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"  #: all ranks are on this host
 LOAD_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
 
 
 def start_rank_group(
-    checkpoint: Checkpoint,
-    config: EngineConfig,
-    layout: RankLayout,
-    *,
-    cores: Sequence[CoreShare] = (),
-    num_replicas: int = 1,
-    timeout_s: float,
+    checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, spawner: RankSpawner, timeout_s: float
 ) -> tuple[RankGroup, EngineInfo]:
-    """Ranks that have loaded and met. `cores`: one share for each rank, or none.
+    """Ranks that have loaded and met; the group closes the spawner.
 
     Raises `ModelRefused`, `ConfigError` or `RankLost`; then no process is left.
     """
-    device = choose_device(config.device)
-    if device.type != "cpu":
-        raise ConfigError("engine.device", config.device, "many ranks run on CPUs only as yet: one rank, or device cpu")
-    check_fit(checkpoint, config, layout, device)
-    listener = RankListener(HOST)
-    store = listen_store(HOST, timeout_s)
-    common = _common_start(checkpoint, config, layout, (listener, store.port), num_replicas, timeout_s)
-    processes = RankProcesses([_start_of(rank, common, cores) for rank in range(layout.world_size)])
     try:
-        peers = listener.accept(layout.world_size, _CALL_TIMEOUT_S, lambda: _check_alive(processes))
-        group = RankGroup(peers, processes, store, timeout_s)
-        info = _agree(group, checkpoint, config, layout)
+        device = choose_device(config.device)
+        if device.type != "cpu":
+            remedy = "many ranks run on CPUs only as yet: one rank, or device cpu"
+            raise ConfigError("engine.device", config.device, remedy)
+        check_fit(checkpoint, config, layout, device)
+        group = _start_group(checkpoint, config, layout, spawner, timeout_s)
+        return group, _agree(group, checkpoint, config, layout)
     except LayoutError as error:
-        processes.close(force=True)
+        spawner.close(force=True)
         raise refused_layout(error, layout) from error
     except BaseException:
-        processes.close(force=True)
+        spawner.close(force=True)
         raise
+
+
+def _start_group(
+    checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, spawner: RankSpawner, timeout_s: float
+) -> RankGroup:
+    """Ranks that have called."""
+    host = spawner.places[0].address  # of the driver
+    listener = RankListener(host)
+    try:
+        store = listen_store(host, timeout_s)
+        common = RankStart(
+            rank=0,
+            tensor_parallel=layout.tensor_parallel,
+            pipeline_parallel=layout.pipeline_parallel,
+            model=checkpoint.name,
+            folder=str(checkpoint.path),
+            config=msgspec.structs.replace(config, device="cpu"),
+            host=host,
+            port=listener.port,
+            store_port=store.port,
+            address=host,
+            generation=0,
+            secret=listener.secret,
+            parent_pid=0,  # who starts it puts in its own
+            num_sharing=1,
+            cores=(),
+            num_threads=config.threads or 1,
+            timeout_s=timeout_s,
+        )
+        processes = [_start_rank(rank, common, layout, spawner) for rank in range(layout.world_size)]
+        peers = listener.accept(layout.world_size, _CALL_TIMEOUT_S, lambda: _check_alive(processes))
+        return RankGroup(peers, processes, spawner, store, timeout_s)
     finally:
         listener.close()
-    return group, info
 
 
-def _common_start(
-    checkpoint: Checkpoint,
-    config: EngineConfig,
-    layout: RankLayout,
-    meeting: tuple[RankListener, int],
-    num_replicas: int,
-    timeout_s: float,
-) -> RankStart:
-    """What all ranks are told alike; `meeting` is the driver's listener and the port of its store."""
-    listener, store_port = meeting
-    return RankStart(
-        rank=0,
-        tensor_parallel=layout.tensor_parallel,
-        pipeline_parallel=layout.pipeline_parallel,
-        model=checkpoint.name,
-        folder=str(checkpoint.path),
-        config=msgspec.structs.replace(config, device="cpu"),
-        host=HOST,
-        port=listener.port,
-        store_port=store_port,
-        generation=0,
-        secret=listener.secret,
-        driver_pid=os.getpid(),
-        num_sharing=num_replicas * layout.world_size,
-        cores=(),
-        num_threads=config.threads or 1,
-        timeout_s=timeout_s,
-    )
+def _start_rank(rank: int, common: RankStart, layout: RankLayout, spawner: RankSpawner) -> RankProcess:
+    position = layout.position(rank)
+    place = spawner.places[position.pp_rank]
+    start = msgspec.structs.replace(common, rank=rank, address=place.address, num_sharing=place.num_sharing)
+    if place.cores:
+        share = place.cores[position.tp_rank]
+        threads = common.config.threads or share.num_threads
+        start = msgspec.structs.replace(start, cores=share.cores, num_threads=threads)
+    return spawner.start(position.pp_rank, start)
 
 
-def _start_of(rank: int, common: RankStart, cores: Sequence[CoreShare]) -> RankStart:
-    if not cores:
-        return msgspec.structs.replace(common, rank=rank)
-    share = cores[rank]
-    threads = common.config.threads or share.num_threads
-    return msgspec.structs.replace(common, rank=rank, cores=share.cores, num_threads=threads)
-
-
-def _check_alive(processes: RankProcesses) -> None:
-    for rank, code in enumerate(processes.exit_codes()):
-        if code is not None:
+def _check_alive(processes: Sequence[RankProcess]) -> None:
+    for rank, process in enumerate(processes):
+        if (code := process.exit_code()) is not None:
             raise RankLost(rank, 0, f"ended with {code} before it called; its log says why")
 
 

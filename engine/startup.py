@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -20,6 +20,7 @@ from engine.model_loader import LoadedModel, choose_device
 from engine.model_runner import ModelRunner
 from engine.model_start import build_runner, count_fitting_blocks, load_part
 from engine.rank_part import RankPart
+from engine.rank_spawn import RankSpawner, on_this_host
 from engine.rank_startup import start_rank_group
 from engine.scheduler import Scheduler
 from engine.step_progress import StepProgress
@@ -91,15 +92,15 @@ def start_engine_of_ranks(
     config: EngineConfig,
     layout: RankLayout,
     *,
-    cores: Sequence[CoreShare] = (),
-    num_replicas: int = 1,
+    spawner: RankSpawner | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> tuple[EngineCore, EngineInfo]:
-    """The same with a process for each rank of `layout`; `cores` is one share for each, or none.
+    """The same with a process for each rank of `layout`, started by `spawner` (default: on any cores of this host).
 
     The executor's `close` ends the ranks. Raises `RankLost` too.
     """
+    spawner = spawner or on_this_host(layout.pipeline_parallel)
     phases = Phases(progress)
     with phases.phase("download"):
         path = find_checkpoint(model)
@@ -107,9 +108,7 @@ def start_engine_of_ranks(
         load_kernels()  # once, not in each rank
     with phases.phase("load"):
         checkpoint = read_checkpoint(path, model)
-        group, info = start_rank_group(
-            checkpoint, config, layout, cores=cores, num_replicas=num_replicas, timeout_s=rank_timeout_s
-        )
+        group, info = start_rank_group(checkpoint, config, layout, spawner, rank_timeout_s)
     try:
         with phases.phase("warm_up"):
             _warm_up(group, info, model, config, group.progress)

@@ -101,6 +101,7 @@ def _timed(call: Callable[[], object], count: int) -> tuple[float, float]:
 
 
 def _bench_steps(args: argparse.Namespace) -> None:
+    from engine.rank_spawn import on_this_host
     from engine.startup import start_engine, start_engine_of_ranks
 
     longest = args.context + args.tokens + 8
@@ -116,7 +117,8 @@ def _bench_steps(args: argparse.Namespace) -> None:
         print(f"  1 rank, {whole.num_threads} threads, {count:3} sequences: {_decode(core, count, args):8.2f}")
     core.executor.close()
     for layout in (RankLayout(args.ranks, 1), RankLayout(1, args.ranks)):
-        core, _ = start_engine_of_ranks(args.model, config, layout, cores=shares)
+        spawner = on_this_host(layout.pipeline_parallel, shares, args.ranks)
+        core, _ = start_engine_of_ranks(args.model, config, layout, spawner=spawner)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, [cpu for cores in host.physical for cpu in cores])
         p50, p99 = _timed(lambda core=core: core.executor.execute(StepPlan(0, [], [], [])), 2000)

@@ -27,16 +27,21 @@ from tests.engine.tiny_models import save_tiny_model
 PATIENCE_S = 0.5
 
 
-class NoProcesses:
-    """Ranks that are threads here: nothing to start or to end."""
+class NoProcess:
+    """A rank that is a thread here."""
 
-    pids = (1, 2)
+    def __init__(self, code: int | None) -> None:
+        self.pid, self._code = 1, code
+
+    def exit_code(self) -> int | None:
+        return self._code
+
+
+class NoSpawner:
+    """Nothing to start or to end."""
 
     def __init__(self) -> None:
         self.closed: list[bool] = []
-
-    def exit_codes(self) -> list[int | None]:
-        return [None, -9]
 
     def close(self, *, force: bool = False) -> None:
         self.closed.append(force)
@@ -47,12 +52,13 @@ class FakeRanks:
 
     def __init__(self, behave: Callable[[int, DriverConnection], None]) -> None:
         listener = RankListener("127.0.0.1")
-        self.processes = NoProcesses()
+        self.spawner = NoSpawner()
         for rank in (1, 0):
             threading.Thread(target=self._run, args=(rank, listener, behave), daemon=True).start()
         peers = listener.accept(2, 5.0, lambda: None)
         listener.close()
-        self.group = RankGroup(peers, self.processes, None, PATIENCE_S)  # type: ignore[arg-type]
+        processes = [NoProcess(None), NoProcess(-9)]
+        self.group = RankGroup(peers, processes, self.spawner, None, PATIENCE_S)  # type: ignore[arg-type]
 
     def _run(self, rank: int, listener: RankListener, behave: Callable[[int, DriverConnection], None]) -> None:
         connection = DriverConnection(rank_start(rank, listener))
@@ -83,7 +89,7 @@ def test_a_plan_goes_to_all_with_what_was_sampled_before_and_one_answers() -> No
     assert [ranks.group.execute(plan(step)).step for step in (1, 2)] == [1, 2]
     ranks.group.close()
     assert {(rank, step): sampled for rank, step, sampled in heard if rank == 0} == {(0, 1): [], (0, 2): [(7, 101)]}
-    assert ranks.processes.closed == [False]
+    assert ranks.spawner.closed == [False]
 
 
 def test_two_plans_may_be_on_their_way() -> None:
@@ -111,7 +117,7 @@ def test_a_rank_that_is_gone_is_named_with_its_signal() -> None:
     with pytest.raises(RankLost, match=r"rank 1, step 3: .*signal 9"):
         ranks.group.execute(plan(3))
     ranks.group.close()
-    assert ranks.processes.closed == [True]
+    assert ranks.spawner.closed == [True]
 
 
 def test_a_broken_collective_is_the_fault_of_the_rank_that_was_killed() -> None:
@@ -193,11 +199,12 @@ def test_who_does_not_know_the_secret_is_no_rank() -> None:
 ORPHANS = """
 import os, signal, sys
 from engine.rank_group import RankListener
-from engine.rank_spawn import RankProcesses
+from engine.rank_spawn import on_this_host
 from tests.engine.rank_starts import rank_start
 listener = RankListener("127.0.0.1")
-processes = RankProcesses([rank_start(rank, listener) for rank in range(2)])
-print(*processes.pids, flush=True)
+spawner = on_this_host(1)
+processes = [spawner.start(0, rank_start(rank, listener)) for rank in range(2)]
+print(*(process.pid for process in processes), flush=True)
 signal.pause()
 """
 
