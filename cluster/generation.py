@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from cluster.calls.record import CallRecord
 from engine.config import EngineInfo
 from engine.request import GenerateRequest, TokenChunk
 
@@ -25,6 +26,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     weights_revision: str = ""  #: go on with these weights only (tokens of theirs are out already); empty: any
     timeout_s: float = 600.0  #: from now; past it the request ends (504 before its first token)
     on_chunk: OnChunk | None = None
+    record: CallRecord | None = None  #: of the call that the request belongs to
 
 
 class Generator(Protocol):

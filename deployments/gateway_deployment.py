@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.handle_api import HandleApi
+from cluster.calls.calls import Calls
 from cluster.config import Edge, MantaConfig, ModelConfig
 from cluster.gateway.app import build_gateway
 from cluster.streams.dispatcher import Dispatcher
@@ -56,8 +57,9 @@ class GatewayDeployment:
         copies = StreamCopies(self._config.gateway.resume_s, shards.count)
         self._links = GatewayLinks(self._dispatcher, copies, shards)
         models = await asyncio.to_thread(_load_models, self._config)
-        self._app = build_gateway(models, self._dispatcher, self._config.gateway, copies=copies)
-        self._api = HandleApi(models, self._dispatcher, self._config.gateway)
+        calls = Calls()
+        self._app = build_gateway(models, self._dispatcher, self._config.gateway, copies=copies, calls=calls)
+        self._api = HandleApi(models, self._dispatcher, self._config.gateway, calls)
         gateway = self._config.gateway
         self._door = HttpDoor(self._app, gateway.host, gateway.port) if _edge(self._config) is Edge.DIRECT else None
         self._leave = Leave(partial(drain_gateway, self._dispatcher, self._door, gateway.drain_s))

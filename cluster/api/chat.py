@@ -17,8 +17,9 @@ from cluster.api.sampling_rules import (
     sampling_params,
 )
 from cluster.api.schema_chat import ChatRequest, ChatResponse
-from cluster.api.serving import Principal, Serving
+from cluster.api.serving import Serving
 from cluster.api.stream_events import Event, stream_events
+from cluster.calls.record import Caller
 from cluster.errors import InvalidRequest
 from cluster.text.conversation import Conversation
 from engine.request import GenerateRequest
@@ -33,7 +34,7 @@ class Chat:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    async def prepare(self, body: ChatRequest, principal: Principal) -> ChatCall:
+    async def prepare(self, body: ChatRequest, caller: Caller) -> ChatCall:
         """Validate, render and tokenize; whatever is wrong with the request is raised here."""
         serving = self._serving
         model = serving.model(body.model)
@@ -54,17 +55,17 @@ class Chat:
             request_id=f"chatcmpl-{serving.draw_id()}",
             prompt_token_ids=prompt,
             sampling=sampling_params(body, model.defaults, info, max_tokens, seed, LogprobsWanted(output=num_top)),
-            cache_salt=principal.tenant,
+            cache_salt=caller.principal.tenant,
         )
-        return self.restore(body, serving.origin(request.request_id, info, [request]), principal)
+        return self.restore(body, serving.origin(request.request_id, info, [request]), caller)
 
-    def restore(self, body: ChatRequest, origin: CallOrigin, principal: Principal) -> ChatCall:
+    def restore(self, body: ChatRequest, origin: CallOrigin, caller: Caller) -> ChatCall:
         """The call that was once prepared with this body and this origin."""
         model = self._serving.model(body.model)
         return ChatCall(
             origin=origin,
             model=model,
-            context=self._serving.context(model, principal, body.prompt_cache_key or body.user),
+            context=self._serving.context(model, origin, caller, body.prompt_cache_key or body.user),
             choices=spread_choices(origin.requests, body.n or 1, model, TextRules.of(body)),
             body=body,
         )
@@ -72,16 +73,17 @@ class Chat:
     async def answer(self, call: ChatCall) -> ChatResponse:
         """Run to the end."""
         tally, outputs = UsageTally(call), [ChatOutput(call, choice.index) for choice in call.choices]
-        running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
-        async with aclosing(running) as deltas:
-            async for delta in deltas:
-                tally.add(delta)
-                outputs[delta.choice].add(delta)
+        async with self._serving.calls.run(call.record):
+            running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
+            async with aclosing(running) as deltas:
+                async for delta in deltas:
+                    tally.add(delta)
+                    outputs[delta.choice].add(delta)
         return chat_response(call, [output.choice() for output in outputs], tally.usage())
 
     def events(self, call: ChatCall, with_ids: bool = False, past: Past | None = None) -> AsyncGenerator[Event, None]:
         """Run as a stream; with a past: go on with it."""
-        return stream_events(self._serving.generator, call, ChatChunks(call), with_ids, past)
+        return stream_events(self._serving, call, ChatChunks(call), with_ids, past)
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

@@ -18,8 +18,9 @@ from cluster.api.sampling_rules import (
     sampling_params,
 )
 from cluster.api.schema_completions import CompletionRequest, CompletionResponse
-from cluster.api.serving import Principal, Serving
+from cluster.api.serving import Serving
 from cluster.api.stream_events import Event, stream_events
+from cluster.calls.record import Caller
 from cluster.errors import InvalidRequest
 from cluster.text.served_model import ServedModel
 from engine.config import EngineInfo
@@ -34,7 +35,7 @@ class Completions:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    async def prepare(self, body: CompletionRequest, principal: Principal) -> CompletionCall:
+    async def prepare(self, body: CompletionRequest, caller: Caller) -> CompletionCall:
         """Validate and tokenize; whatever is wrong with the request is raised here."""
         serving = self._serving
         model = serving.model(body.model)
@@ -45,23 +46,23 @@ class Completions:
         prompts = await self._prompts(body, model, info)
         call_id = f"cmpl-{serving.draw_id()}"
         seed = serving.draw_seed() if body.seed is None else body.seed
-        requests = [_request(call_id, prompt, body, model, info, seed, principal) for prompt in prompts]
-        return self._call(body, serving.origin(call_id, info, requests), prompts, principal)
+        requests = [_request(call_id, prompt, body, model, info, seed, caller) for prompt in prompts]
+        return self._call(body, serving.origin(call_id, info, requests), prompts, caller)
 
-    def restore(self, body: CompletionRequest, origin: CallOrigin, principal: Principal) -> CompletionCall:
+    def restore(self, body: CompletionRequest, origin: CallOrigin, caller: Caller) -> CompletionCall:
         """The call that was once prepared with this body and this origin."""
         texts = [given if isinstance(given, str) else None for given in self._split(body)]
         ids = [request.prompt_token_ids for request in origin.requests]
-        return self._call(body, origin, list(map(Prompt, ids, texts)), principal)
+        return self._call(body, origin, list(map(Prompt, ids, texts)), caller)
 
     def _call(
-        self, body: CompletionRequest, origin: CallOrigin, prompts: list[Prompt], principal: Principal
+        self, body: CompletionRequest, origin: CallOrigin, prompts: list[Prompt], caller: Caller
     ) -> CompletionCall:
         model = self._serving.model(body.model)
         return CompletionCall(
             origin=origin,
             model=model,
-            context=self._serving.context(model, principal, body.user),
+            context=self._serving.context(model, origin, caller, body.user),
             choices=spread_choices(origin.requests, body.n or 1, model, TextRules.of(body)),
             body=body,
             prompts=prompts,
@@ -71,18 +72,19 @@ class Completions:
         """Run to the end."""
         tally = UsageTally(call)
         outputs = [CompletionOutput(call, choice.index) for choice in call.choices]
-        running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
-        async with aclosing(running) as deltas:
-            async for delta in deltas:
-                tally.add(delta)
-                outputs[delta.choice].add(delta)
+        async with self._serving.calls.run(call.record):
+            running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
+            async with aclosing(running) as deltas:
+                async for delta in deltas:
+                    tally.add(delta)
+                    outputs[delta.choice].add(delta)
         return completion(call, [output.choice() for output in outputs], tally.usage())
 
     def events(
         self, call: CompletionCall, with_ids: bool = False, past: Past | None = None
     ) -> AsyncGenerator[Event, None]:
         """Run as a stream; with a past: go on with it."""
-        return stream_events(self._serving.generator, call, CompletionChunks(call), with_ids, past)
+        return stream_events(self._serving, call, CompletionChunks(call), with_ids, past)
 
     async def _prompts(self, body: CompletionRequest, model: ServedModel, info: EngineInfo) -> list[Prompt]:
         prompts = []
@@ -127,7 +129,7 @@ def _request(
     model: ServedModel,
     info: EngineInfo,
     seed: int,
-    principal: Principal,
+    caller: Caller,
 ) -> GenerateRequest:
     max_tokens = output_length(body.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS, len(prompt.token_ids), info)
     check_min_tokens(body, max_tokens)
@@ -136,7 +138,7 @@ def _request(
         request_id=call_id,
         prompt_token_ids=prompt.token_ids,
         sampling=sampling_params(body, model.defaults, info, max_tokens, seed, wanted),
-        cache_salt=principal.tenant,
+        cache_salt=caller.principal.tenant,
     )
 
 

@@ -11,8 +11,11 @@ from cluster.api.completions import Completions
 from cluster.api.request_body import convert_fields
 from cluster.api.schema_chat import ChatRequest
 from cluster.api.schema_completions import CompletionRequest
-from cluster.api.serving import Principal, Serving
+from cluster.api.serving import Serving
 from cluster.api.stream_events import Event
+from cluster.auth.principal import Principal
+from cluster.calls.calls import Calls
+from cluster.calls.record import Caller
 from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest
 from cluster.generation import Generator
@@ -23,8 +26,14 @@ class HandleApi:
     """Fields are those of the HTTP endpoints. `model` may be left out where one model is served; `tenant` is the
     caller's own word, since code inside the cluster is trusted. Errors are `cluster.errors.ApiError`."""
 
-    def __init__(self, models: Mapping[str, ServedModel], generator: Generator, config: GatewayConfig) -> None:
-        self._serving = Serving(models, generator, config)
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        generator: Generator,
+        config: GatewayConfig,
+        calls: Calls | None = None,
+    ) -> None:
+        self._serving = Serving(models, generator, config, calls=calls)
         self._completions, self._chat = Completions(self._serving), Chat(self._serving)
 
     async def generate(
@@ -37,7 +46,7 @@ class HandleApi:
     ) -> dict[str, Any]:
         """A completion, as `/v1/completions` answers it."""
         body = self._completion_body(prompt, prompt_token_ids, {**fields, "stream": False})
-        call = await self._completions.prepare(body, Principal(tenant=tenant))
+        call = await self._completions.prepare(body, _caller(tenant))
         return _plain(await self._completions.answer(call))
 
     async def stream(
@@ -50,7 +59,7 @@ class HandleApi:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a completion, as the events of `/v1/completions` hold them. Closing it frees the work."""
         body = self._completion_body(prompt, prompt_token_ids, {**fields, "stream": True})
-        call = await self._completions.prepare(body, Principal(tenant=tenant))
+        call = await self._completions.prepare(body, _caller(tenant))
         async with aclosing(self._completions.events(call)) as events:
             async for event in events:
                 yield _data(event)
@@ -60,7 +69,7 @@ class HandleApi:
     ) -> dict[str, Any]:
         """A chat answer, as `/v1/chat/completions` gives it."""
         body = self._chat_body(messages, {**fields, "stream": False})
-        call = await self._chat.prepare(body, Principal(tenant=tenant))
+        call = await self._chat.prepare(body, _caller(tenant))
         return _plain(await self._chat.answer(call))
 
     async def chat_stream(
@@ -68,7 +77,7 @@ class HandleApi:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a chat answer."""
         body = self._chat_body(messages, {**fields, "stream": True})
-        call = await self._chat.prepare(body, Principal(tenant=tenant))
+        call = await self._chat.prepare(body, _caller(tenant))
         async with aclosing(self._chat.events(call)) as events:
             async for event in events:
                 yield _data(event)
@@ -90,6 +99,10 @@ class HandleApi:
         if fields.get("model") is None:
             fields["model"] = self._serving.model(None).name
         return fields
+
+
+def _caller(tenant: str) -> Caller:
+    return Caller(principal=Principal(tenant=tenant))
 
 
 def _plain(answer: msgspec.Struct) -> dict[str, Any]:

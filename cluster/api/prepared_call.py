@@ -7,6 +7,7 @@ import msgspec
 from cluster.api.choice import Choice, Delta, TextRules
 from cluster.api.sampling_rules import choice_seed
 from cluster.api.schema import PromptTokensDetails, SamplingFields, Usage
+from cluster.calls.record import CallRecord
 from cluster.generation import RequestContext
 from cluster.text.served_model import ServedModel
 from engine.request import GenerateRequest
@@ -32,9 +33,21 @@ class PreparedCall(msgspec.Struct, frozen=True, kw_only=True):
     context: RequestContext
     choices: list[Choice]  #: prompt by prompt, `n` each
 
+    def __post_init__(self) -> None:
+        record, requests = self.record, [choice.request for choice in self.choices]
+        record.num_choices = len(requests)
+        record.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests[:: self.num_answers])
+        record.max_output_tokens = sum(request.sampling.max_tokens for request in requests)
+
     @property
     def id(self) -> str:
         return self.origin.id
+
+    @property
+    def record(self) -> CallRecord:
+        """What is written down of it."""
+        assert self.context.record is not None
+        return self.context.record
 
     @property
     def num_answers(self) -> int:

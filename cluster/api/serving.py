@@ -2,13 +2,13 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
-
-import msgspec
 
 from cluster.api.prepared_call import CallOrigin
 from cluster.api.request_body import shown
+from cluster.calls.calls import Calls
+from cluster.calls.record import Caller, CallRecord
 from cluster.config import GatewayConfig
 from cluster.errors import InvalidRequest, ModelNotFound, NoReadyReplica
 from cluster.generation import Generator, RequestContext
@@ -20,14 +20,8 @@ from engine.request import GenerateRequest
 _RETRY_AFTER_S = 1.0
 
 
-class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks."""
-
-    tenant: str = "default"
-
-
 class Serving:
-    """Everything an endpoint works with. Time and randomness come in as functions."""
+    """Everything an endpoint works with."""
 
     def __init__(
         self,
@@ -35,13 +29,19 @@ class Serving:
         generator: Generator,
         config: GatewayConfig,
         copies: StreamCopies | None = None,
-        now: Callable[[], float] = time.time,
-        draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
-        draw_id: Callable[[], str] = lambda: secrets.token_hex(12),
+        calls: Calls | None = None,
     ) -> None:
         self.models, self.generator, self.config = models, generator, config
         self.copies = copies or StreamCopies(config.resume_s)
-        self.now, self.draw_seed, self.draw_id = now, draw_seed, draw_id
+        self.calls = calls or Calls()
+
+    def draw_seed(self) -> int:
+        """For a request without one."""
+        return secrets.randbits(63)
+
+    def draw_id(self) -> str:
+        """What is unique about a call's id."""
+        return secrets.token_hex(12)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of that name; without a name the only one."""
@@ -65,20 +65,22 @@ class Serving:
         """Of a call that begins now."""
         return CallOrigin(
             id=call_id,
-            created=int(self.now()),
+            created=int(time.time()),
             fingerprint=fingerprint(info),
             weights_revision=info.weights_revision,
             block_size=info.block_size,
             requests=requests,
         )
 
-    def context(self, model: ServedModel, principal: Principal, session: object = None) -> RequestContext:
-        """What goes along with every request of this principal; a text as `session` names one of the tenant's."""
+    def context(self, model: ServedModel, origin: CallOrigin, caller: Caller, session: object = None) -> RequestContext:
+        """What goes along with every request of this call; a text as `session` names one of the tenant's."""
+        tenant = caller.principal.tenant
         return RequestContext(
             model=model.name,
-            tenant=principal.tenant,
-            session=_session_of(principal.tenant, session) if session and isinstance(session, str) else "",
+            tenant=tenant,
+            session=_session_of(tenant, session) if session and isinstance(session, str) else "",
             timeout_s=self.config.request_timeout_s,
+            record=CallRecord(origin.id, model.name, caller, self.calls.clock()),
         )
 
 

@@ -11,8 +11,8 @@ from cluster.api.fan_out import run_choices
 from cluster.api.prepared_call import PreparedCall, UsageTally
 from cluster.api.resumption import Past
 from cluster.api.schema import Usage
+from cluster.api.serving import Serving
 from cluster.api.stream_position import NOTHING, OPENED, EventIds, Position
-from cluster.generation import Generator
 
 _encode = msgspec.json.Encoder().encode
 TEXT_MARK = "\ufdd0 text \ufdd0"  #: stands for the text in a `TextFrame`
@@ -55,7 +55,7 @@ class ChunkFormat(Protocol):
 
 
 async def stream_events(
-    generator: Generator, call: PreparedCall, chunks: ChunkFormat, with_ids: bool = False, past: Past | None = None
+    serving: Serving, call: PreparedCall, chunks: ChunkFormat, with_ids: bool = False, past: Past | None = None
 ) -> AsyncGenerator[Event, None]:
     """The whole stream, or what a client that resumes it has not got.
 
@@ -64,13 +64,16 @@ async def stream_events(
     position = past.position if past is not None else Position([NOTHING] * len(call.choices))
     ids = EventIds(call.id, position.have) if with_ids else None
     writer = _Writer(call, chunks, ids, position.have if past is not None else None)
-    choices = call.choices
+    choices, generator = call.choices, serving.generator
     if past is not None:
         for delta in past.deltas():
             for event in writer.write(delta):
                 yield event
         choices, generator = past.unfinished(), past.onward(generator)
-    async with aclosing(run_choices(generator, choices, call.context, call.origin.block_size)) as deltas:
+    async with (
+        serving.calls.run(call.record),
+        aclosing(run_choices(generator, choices, call.context, call.origin.block_size)) as deltas,
+    ):
         async for delta in deltas:
             for event in writer.write(delta):
                 yield event

@@ -17,7 +17,8 @@ from cluster.api.schema_tokens import (
     TokenizeResponse,
     Version,
 )
-from cluster.api.serving import Principal, Serving
+from cluster.api.serving import Serving
+from cluster.auth.principal import Principal
 from cluster.errors import InvalidRequest
 from cluster.text.conversation import Conversation
 from cluster.text.served_model import ServedModel

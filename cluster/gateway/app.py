@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.serving import Serving
+from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig
 from cluster.gateway.api_docs import ApiDocs
 from cluster.gateway.endpoints import Asgi, list_endpoints
@@ -26,16 +27,17 @@ def build_gateway(
     config: GatewayConfig,
     identify: Identify | None = None,
     copies: StreamCopies | None = None,
+    calls: Calls | None = None,
 ) -> ASGIApp:
     """The app for these models (by served name).
 
     `identify` says who asks, from the request's headers (default: as the configuration has it). Without `copies` a
-    stream can be resumed nowhere.
+    stream can be resumed nowhere. `calls` admits and records; it is shared with the other ways in.
     """
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
-    endpoints = list_endpoints(Serving(models, generator, config, copies), version)
+    endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version)
     docs = ApiDocs(openapi_document(endpoints, version))
     routes: list[BaseRoute] = [
         Route(path, _Endpoint(endpoint.run), methods=[endpoint.method])

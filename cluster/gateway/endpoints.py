@@ -24,10 +24,11 @@ from cluster.api.schema_tokens import (
     TokenizeResponse,
     Version,
 )
-from cluster.api.serving import Principal, Serving
+from cluster.api.serving import Serving
 from cluster.api.stream_position import HEADER
 from cluster.api.token_endpoints import TokenEndpoints
-from cluster.gateway.generating import Generating, Resuming
+from cluster.auth.principal import Principal
+from cluster.gateway.generating import RESUME, Generating, Resuming
 from cluster.gateway.http_exchange import read_json_body, send_json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -131,7 +132,7 @@ def _resuming(serving: Serving, endpoints: Mapping[str, Generating]) -> list[End
     return [
         Endpoint(
             method="GET",
-            path="/v1/streams/{stream}",
+            path=RESUME,
             summary="Go on with an event stream whose connection, or whose gateway, was lost",
             chunks=(ChatChunk, CompletionResponse),
             run=Resuming(serving, endpoints),

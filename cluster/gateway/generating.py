@@ -5,7 +5,7 @@ gateway goes on with it from there. A stream belongs to one connection at a time
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -15,26 +15,40 @@ from starlette.types import Receive, Scope, Send
 from cluster.api.prepared_call import CallOrigin
 from cluster.api.request_body import decode_body
 from cluster.api.resumption import KeptCall, Past, decode_call, encode_kept, recorded
-from cluster.api.serving import Principal, Serving
+from cluster.api.serving import Serving
 from cluster.api.stream_events import Event
 from cluster.api.stream_position import HEADER, Position, check_event_id
+from cluster.calls.record import Caller
 from cluster.errors import StreamNotFound, StreamTaken
 from cluster.gateway.http_exchange import header, read_json_body, send_json, while_client_stays
-from cluster.gateway.sse import send_stream, wants_ids
+from cluster.gateway.sse import nothing, send_stream, wants_ids
 from cluster.router.journal_store import MAX_STREAM_BYTES
 from cluster.streams.stream_copies import Copy
+
+RESUME = "/v1/streams/{stream}"
 
 
 class GeneratingEndpoint(Protocol):
     """`cluster.api.chat.Chat` and `cluster.api.completions.Completions`."""
 
-    async def prepare(self, body: Any, principal: Principal) -> Any: ...
+    async def prepare(self, body: Any, caller: Caller) -> Any: ...
 
-    def restore(self, body: Any, origin: CallOrigin, principal: Principal) -> Any: ...
+    def restore(self, body: Any, origin: CallOrigin, caller: Caller) -> Any: ...
 
     async def answer(self, call: Any) -> msgspec.Struct: ...
 
     def events(self, call: Any, with_ids: bool = False, past: Past | None = None) -> AsyncGenerator[Event, None]: ...
+
+
+def caller_of(scope: Scope, way: str) -> Caller:
+    """Who has sent this HTTP request."""
+    return Caller(
+        principal=scope["principal"],
+        way=way,
+        request_id=scope["request_id"],
+        traceparent=header(scope, b"traceparent") or "",
+        arrived_at=scope["arrived_at"],
+    )
 
 
 class Generating:
@@ -47,24 +61,25 @@ class Generating:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A new request."""
         raw = await read_json_body(scope, receive, self._serving.config.max_body_bytes)
-        body, principal = decode_body(raw, self._decoder), scope["principal"]
+        body, caller = decode_body(raw, self._decoder), caller_of(scope, self._path)
         async with while_client_stays(receive):
-            call = await self._endpoint.prepare(body, principal)
+            call = await self._endpoint.prepare(body, caller)
             if not body.stream:
-                await send_json(send, 200, msgspec.json.encode(await self._endpoint.answer(call)))
+                answer = await self._endpoint.answer(call)
+                await send_json(send, 200, msgspec.json.encode(answer), call.record.headers)
             elif self._is_to_be_kept(scope, raw):
                 kept = encode_kept(KeptCall(self._path, raw, call.origin))
-                await self._send(send, call, self._serving.copies.begin(call.id, principal.tenant, kept))
+                await self._send(send, call, self._serving.copies.begin(call.id, caller.principal.tenant, kept))
             else:
-                await send_stream(send, self._endpoint.events(call), self._serving.config.stream_stall_s)
+                await self._send_events(send, call, self._endpoint.events(call))
 
     async def resume(self, send: Send, kept: KeptCall, asked: "Resume") -> None:
         """Go on with a stream of this endpoint."""
-        call = self._endpoint.restore(decode_body(kept.body, self._decoder), kept.origin, asked.principal)
+        call = self._endpoint.restore(decode_body(kept.body, self._decoder), kept.origin, asked.caller)
         most = [choice.request.sampling.max_tokens for choice in call.choices]
         position = Position.read(asked.last_event_id, call.id, most)
         copies = self._serving.copies
-        copy = copies.begin(call.id, asked.principal.tenant, encode_kept(kept), asked.epoch, asked.journal)
+        copy = copies.begin(call.id, asked.caller.principal.tenant, encode_kept(kept), asked.epoch, asked.journal)
         await self._send(send, call, copy, Past(call, asked.journal, position, asked.epoch))
 
     def _is_to_be_kept(self, scope: Scope, raw: bytes) -> bool:
@@ -75,13 +90,18 @@ class Generating:
     async def _send(self, send: Send, call: Any, copy: Copy, past: Past | None = None) -> None:
         async with _while_held(copy):
             events = self._endpoint.events(recorded(call, copy.add), True, past)
-            await send_stream(send, events, self._serving.config.stream_stall_s, self._serving.copies.flush)
+            await self._send_events(send, call, events, self._serving.copies.flush)
+
+    async def _send_events(
+        self, send: Send, call: Any, events: AsyncGenerator[Event, None], before_write: Callable[[], None] = nothing
+    ) -> None:
+        await send_stream(send, events, call.record.headers, self._serving.config.stream_stall_s, before_write)
 
 
 class Resume(msgspec.Struct, frozen=True):
     """Who wants which stream from where on, and what was kept of it."""
 
-    principal: Principal
+    caller: Caller
     last_event_id: str | None
     epoch: int
     journal: list[bytes]
@@ -94,16 +114,16 @@ class Resuming:
         self._serving, self._endpoints = serving, endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream, principal = scope["path_params"]["stream"], scope["principal"]
+        stream, caller = scope["path_params"]["stream"], caller_of(scope, RESUME)
         last_event_id = header(scope, HEADER.lower().encode())
         if last_event_id is not None:
             check_event_id(last_event_id, stream)
         async with while_client_stays(receive):
-            stored = await self._serving.copies.fetch(stream, principal.tenant)
+            stored = await self._serving.copies.fetch(stream, caller.principal.tenant)
             if stored is None:
                 raise StreamNotFound("There is no such stream to resume: its time may be over. Send the request again.")
             kept = decode_call(stored.call)
-            asked = Resume(principal, last_event_id, stored.epoch, stored.journal)
+            asked = Resume(caller, last_event_id, stored.epoch, stored.journal)
             await self._endpoints[kept.path].resume(send, kept, asked)
 
 

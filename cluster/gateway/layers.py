@@ -5,13 +5,14 @@ import logging
 import math
 import re
 import secrets
+import time
 from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.api.serving import Principal
+from cluster.auth.principal import Principal
 from cluster.errors import ApiError, InvalidRequest, StreamTaken
 from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
@@ -42,7 +43,7 @@ class RequestIds:
             return await self._app(scope, receive, send)
         given = header(scope, b"x-request-id") or ""
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        scope["request_id"] = request_id
+        scope["request_id"], scope["arrived_at"] = request_id, time.monotonic()
         extra: Header = (b"x-request-id", request_id.encode())
 
         async def send_with_id(message: Message) -> None:

@@ -1,7 +1,7 @@
 """Server-sent events on an ASGI connection: the first at once, those that are ready together in one write."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +10,7 @@ from starlette.types import Send
 
 from cluster.api.stream_events import Event
 from cluster.gateway.http_errors import answerable
+from cluster.gateway.http_exchange import Header
 
 T = TypeVar("T")
 
@@ -41,23 +42,28 @@ def encode_event(event: Event) -> bytes:
     return b"data: %b\n\n" % event.data
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Before a write of which nobody else need know."""
 
 
 async def send_stream(
-    send: Send, events: AsyncGenerator[Event, None], stall_s: float, before_write: Callable[[], None] = _nothing
+    send: Send,
+    events: AsyncGenerator[Event, None],
+    headers: Sequence[Header],
+    stall_s: float,
+    before_write: Callable[[], None] = nothing,
 ) -> None:
-    """Send all events, then `[DONE]`; nothing is sent if the first event cannot be had (the error is raised).
+    """Send all events, then `[DONE]`. Nothing is sent if the first event cannot be had (the error is raised).
 
-    A later failure is told by one error event, and the stream ends without `[DONE]`.
+    `headers` are read once it is there, and go with the head. A later failure is told by one error event, and the
+    stream ends without `[DONE]`.
     """
     async with aclosing(events):
         writer = _Writer(send, stall_s, before_write)
         first = await anext(events, None)
         if first is not None:
             writer.add(encode_event(first))
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
         try:
             while True:
                 writer.add(encode_event(await _FlushBeforeWaiting(anext(events), writer.flush)))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from cluster.calls.record import Attempt
 from cluster.errors import ApiError, DeadlineExceeded
 from cluster.frames import Enqueue, Outcome
 from cluster.generation import RequestContext
@@ -67,6 +68,7 @@ class Flight:
 
     __slots__ = (
         "_attempt",
+        "_attempt_record",
         "_chunks",
         "_error",
         "_is_deaf",
@@ -109,6 +111,7 @@ class Flight:
         self._is_deaf = False  #: the attempt is over, or all is: what is still said counts for nothing
         self.is_over = False  #: its end is known; the reader may not have come to it yet
         self.is_tried = False  #: runs to show whether it kills its replica (`cluster.streams.poison_rule`)
+        self._attempt_record: Attempt | None = None  #: of the attempt that runs, where records are kept
         self._chunks: deque[TokenChunk] = deque()
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -171,6 +174,9 @@ class Flight:
     def _hand_over(self, chunk: TokenChunk) -> None:
         """To the journal, to whoever keeps a copy of it, to the reader."""
         self.journal += chunk.token_ids
+        if self.context.record is not None and chunk.token_ids:
+            now = asyncio.get_running_loop().time()
+            self.context.record.got_tokens(self._attempt_record, len(chunk.token_ids), chunk.num_cached_tokens, now)
         if self.context.on_chunk is not None:
             self.context.on_chunk(chunk, self.running_revision)
         self._chunks.append(chunk)
@@ -182,10 +188,16 @@ class Flight:
         """It runs there now; returns what to submit."""
         self.replica_id, self.running_revision = replica_id, weights_revision
         self.pause_s = FIRST_PAUSE_S
+        if self.context.record is not None:
+            now = asyncio.get_running_loop().time()
+            self._attempt_record = self.context.record.began_attempt(replica_id, now)
         return self.request
 
-    def left_replica(self) -> None:
-        """Its attempt is over: nothing that is still said of it counts."""
+    def left_replica(self, why: str) -> None:
+        """Its attempt is over, too early if there is a `why`: nothing that is still said of it counts."""
+        if self._attempt_record is not None:
+            self._attempt_record.ended_at, self._attempt_record.why = asyncio.get_running_loop().time(), why
+            self._attempt_record = None
         self._is_deaf = True
         if self.num_emitted:
             self.weights_revision = self.running_revision

@@ -78,7 +78,7 @@ class Migration:
         )
         self._shards.send(flight.shard, ended)
         self._peers.end(flight, None if how.end is End.FINISHED else Cancel(request_id, attempt))
-        flight.left_replica()
+        flight.left_replica(how.why)
 
     def _ended_alone(self, flight: Flight, how: AttemptEnd) -> None:
         replica_id = flight.replica_id

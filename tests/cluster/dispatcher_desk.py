@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
+from cluster.calls.record import CallRecord
 from cluster.frames import Frame, Grant, ReplicaUp, Submit, Tokens
 from cluster.generation import RequestContext
 from cluster.streams.dispatcher import Dispatcher
@@ -51,11 +52,12 @@ class Desk:
         attempt: int = 0,
         timeout_s: float = 10.0,
         prompt: tuple[int, ...] = (1,),
+        record: CallRecord | None = None,
         **sampling: Any,
     ) -> asyncio.Task[None]:
         params = SamplingParams(**({"max_tokens": 9, "seed": 0} | sampling))
         request = GenerateRequest(request_id=name, prompt_token_ids=list(prompt), sampling=params, attempt=attempt)
-        context = RequestContext(model="m", timeout_s=timeout_s)
+        context = RequestContext(model="m", timeout_s=timeout_s, record=record)
         return asyncio.create_task(self._read(self.dispatcher.stream(request, context)))
 
     async def _read(self, stream: AsyncIterator[TokenChunk]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
-from cluster.api.serving import Principal
+from cluster.auth.principal import Principal
 from cluster.config import GatewayConfig
 from cluster.frames import Frame, FrameDecoder, FromRouter, Stored, Taken, ToRouter, encode
 from cluster.gateway.app import build_gateway

@@ -9,12 +9,11 @@ import httpx
 import pytest
 
 import cluster.gateway.http_exchange
-from cluster.api.serving import Principal
+from cluster.auth.principal import Principal
 from cluster.config import Edge, GatewayConfig
 from cluster.errors import ApiError, Overloaded
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_exchange import header
-from cluster.generation import RequestContext
 from engine.request import FinishReason, GenerateRequest, TokenChunk
 from tests.cluster.gateway_world import (
     MODEL,
@@ -213,7 +212,9 @@ async def test_the_tenant_salts_the_prefix_cache() -> None:
             for path, body in (("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)):
                 await http.post(path, json=body, headers={"x-test-tenant": "acme"})
         assert [request.cache_salt for request in generator.requests] == ["acme", "acme"]
-        assert generator.contexts == [RequestContext(model=MODEL, tenant="acme", timeout_s=12.0)] * 2
+        assert [(context.model, context.tenant, context.timeout_s) for context in generator.contexts] == [
+            (MODEL, "acme", 12.0)
+        ] * 2
 
 
 async def test_what_several_attempts_computed_is_counted_once() -> None:

@@ -51,7 +51,7 @@ async def test_what_is_ready_goes_in_one_write_and_nothing_waits_for_more() -> N
         yield event(2)
 
     wire = Socket()
-    sending = asyncio.create_task(send_stream(wire.send, events(), 5.0))
+    sending = asyncio.create_task(send_stream(wire.send, events(), (), 5.0))
     await until(lambda: bool(wire.bodies))
     assert wire.bodies == [encode_event(event(0)) + encode_event(event(1))]
     release.set()
@@ -66,7 +66,7 @@ async def test_a_failure_is_an_event_and_not_an_end() -> None:
         raise EngineFailed("It broke.")
 
     wire = Socket()
-    await send_stream(wire.send, events(), 5.0)
+    await send_stream(wire.send, events(), (), 5.0)
     text = b"".join(wire.bodies)
     assert b"[DONE]" not in text
     assert json.loads(text.split(b"data: ")[-1])["error"]["code"] == "engine_failed"
@@ -79,7 +79,7 @@ async def test_a_failure_before_the_first_event_leaves_the_answer_unbegun() -> N
 
     wire = Socket()
     with pytest.raises(EngineFailed):
-        await send_stream(wire.send, events(), 5.0)
+        await send_stream(wire.send, events(), (), 5.0)
     assert wire.messages == []
 
 
@@ -93,7 +93,7 @@ async def test_a_slow_reader_costs_a_bounded_buffer() -> None:
             yield event(number, 1000)
 
     wire = Socket()
-    sending = asyncio.create_task(send_stream(wire.send, events(), 5.0))
+    sending = asyncio.create_task(send_stream(wire.send, events(), (), 5.0))
     await until(lambda: bool(wire.bodies))
     wire.open.clear()
     seen = -1
@@ -122,7 +122,7 @@ async def test_a_stalled_reader_is_cut_and_the_work_freed() -> None:
             closed = True
 
     wire = Socket()
-    sending = asyncio.create_task(send_stream(wire.send, events(), 0.05))
+    sending = asyncio.create_task(send_stream(wire.send, events(), (), 0.05))
     await until(lambda: bool(wire.bodies))
     wire.open.clear()
     with pytest.raises(ReaderStalled):
@@ -144,7 +144,7 @@ async def test_cancelling_while_a_write_blocks_frees_the_work() -> None:
             closed = True
 
     wire = Socket()
-    sending = asyncio.create_task(send_stream(wire.send, events(), 5.0))
+    sending = asyncio.create_task(send_stream(wire.send, events(), (), 5.0))
     await until(lambda: len(wire.bodies) > 3)
     wire.open.clear()
     await asyncio.sleep(0.01)
@@ -162,7 +162,7 @@ async def test_many_waits_within_one_event_do_not_pile_up() -> None:
         yield event(1)
 
     wire = Socket()
-    await send_stream(wire.send, events(), 5.0)
+    await send_stream(wire.send, events(), (), 5.0)
     assert b"".join(wire.bodies).count(b"id: ") == 2
 
 

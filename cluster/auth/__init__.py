@@ -1,0 +1,1 @@
+"""Who asks: principals and what they may do."""

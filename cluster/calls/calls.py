@@ -1,0 +1,69 @@
+"""Calls: every call of a gateway, whatever protocol it came by, is admitted here and told to whoever keeps accounts."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from cluster.calls.record import CallRecord
+from cluster.errors import ApiError
+
+OK, CLIENT_LEFT = "ok", "client_left"
+STATUS_OK, STATUS_CLIENT_LEFT, STATUS_BROKEN = 200, 499, 500
+
+
+class Admission(Protocol):
+    """Decides whether a call may run, before anything is asked of the router."""
+
+    async def admit(self, record: CallRecord) -> None:
+        """Raises an `ApiError` if it may not. May add `record.headers`."""
+
+
+class CallSink(Protocol):
+    """Is told of calls. It must not raise, nor wait."""
+
+    def began(self, record: CallRecord) -> None:
+        """The call is admitted."""
+
+    def ended(self, record: CallRecord) -> None:
+        """The call is over, admitted or refused."""
+
+
+class Calls:
+    """The calls that are under way, by id."""
+
+    def __init__(
+        self,
+        admission: Admission | None = None,
+        sinks: Sequence[CallSink] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._admission, self._sinks, self.clock = admission, sinks, clock
+        self.running: dict[str, CallRecord] = {}
+
+    @asynccontextmanager
+    async def run(self, record: CallRecord) -> AsyncIterator[None]:
+        """Around all that a call does once it is prepared; raises what keeps it from being admitted."""
+        outcome, status = OK, STATUS_OK
+        try:
+            if self._admission is not None:
+                await self._admission.admit(record)
+            self.running[record.call_id] = record
+            for sink in self._sinks:
+                sink.began(record)
+            yield
+        except ApiError as error:
+            outcome, status = error.code, error.status
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome, status = CLIENT_LEFT, STATUS_CLIENT_LEFT
+            raise
+        except Exception:
+            outcome, status = ApiError.code, STATUS_BROKEN
+            raise
+        finally:
+            self.running.pop(record.call_id, None)
+            record.end(outcome, status, self.clock())
+            for sink in self._sinks:
+                sink.ended(record)

@@ -1,0 +1,105 @@
+"""CallRecord: what is known of one call of the API, from its arrival to its end.
+
+The gateway's layers fill it in as the call goes by; `cluster.calls.calls` tells whoever wants to know. Times are of one
+steady clock (`time.monotonic`, which is asyncio's), in seconds; None: has not happened.
+"""
+
+import msgspec
+
+from cluster.auth.principal import Principal
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who calls, by which way, since when. Every protocol makes one before it prepares a call."""
+
+    principal: Principal = Principal()
+    way: str = "handle"  #: the endpoint as its protocol names it: an HTTP path, a gRPC method
+    request_id: str = ""  #: the client's own, or one that was given to it
+    traceparent: str = ""  #: W3C trace context, as it came
+    arrived_at: float | None = None  #: None: when the call was prepared
+
+
+class Attempt(msgspec.Struct):
+    """One try of one of the call's requests at one replica."""
+
+    replica_id: str
+    granted_at: float
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    why: str = ""  #: it ended too early; empty: it has finished, or runs
+
+
+class CallRecord:
+    """One call. `headers`: what is to be added to the answer's head, known once it has been admitted."""
+
+    __slots__ = (
+        "arrived_at",
+        "attempts",
+        "call_id",
+        "caller",
+        "ended_at",
+        "first_token_at",
+        "headers",
+        "last_token_at",
+        "max_output_tokens",
+        "model",
+        "num_cached_tokens",
+        "num_choices",
+        "num_output_tokens",
+        "num_prompt_tokens",
+        "outcome",
+        "prepared_at",
+        "status",
+    )
+
+    def __init__(self, call_id: str, model: str, caller: Caller, prepared_at: float) -> None:
+        self.call_id, self.model, self.caller, self.prepared_at = call_id, model, caller, prepared_at
+        self.arrived_at = prepared_at if caller.arrived_at is None else caller.arrived_at
+        self.num_choices = 0
+        self.num_prompt_tokens = 0  #: each prompt once
+        self.max_output_tokens = 0  #: over all choices, those emitted before a resumption not counted
+        self.num_output_tokens = 0  #: handed over by engines, those behind a stop string too
+        self.num_cached_tokens = 0  #: of the prompts, found in a prefix cache
+        self.attempts: list[Attempt] = []
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        self.ended_at: float | None = None
+        self.outcome = ""  #: `ok`, `client_left`, or the code of the error that the client was told
+        self.status = 0  #: of the answer as HTTP has it; 499: the client left
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    @property
+    def tenant(self) -> str:
+        """Whose call it is."""
+        return self.caller.principal.tenant
+
+    @property
+    def granted_at(self) -> float | None:
+        """When the first of its requests was given a replica: until then it has waited in a queue."""
+        return self.attempts[0].granted_at if self.attempts else None
+
+    @property
+    def num_migrations(self) -> int:
+        """Attempts that ended too early."""
+        return sum(bool(attempt.why) for attempt in self.attempts)
+
+    def began_attempt(self, replica_id: str, now: float) -> Attempt:
+        """One of its requests is submitted to a replica; returns what the rest of that attempt is noted in."""
+        attempt = Attempt(replica_id, now)
+        self.attempts.append(attempt)
+        return attempt
+
+    def got_tokens(self, attempt: Attempt | None, num_tokens: int, num_cached_tokens: int, now: float) -> None:
+        """Tokens of one of its requests have come."""
+        self.num_output_tokens += num_tokens
+        self.last_token_at = now
+        if self.first_token_at is None:
+            self.first_token_at = now
+        if attempt is not None and attempt.first_token_at is None:
+            attempt.first_token_at = now
+            if len(self.attempts) <= self.num_choices:
+                self.num_cached_tokens += num_cached_tokens
+
+    def end(self, outcome: str, status: int, now: float) -> None:
+        """It is over; what comes later counts for nothing."""
+        self.outcome, self.status, self.ended_at = outcome, status, now
