@@ -129,6 +129,9 @@ def _unsupported_by_config(checkpoint: Checkpoint, config: Any) -> str:
         return "its layers share keys and values, which the paged cache does not do"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
+    attention = getattr(config, "attn_config", None) or config
+    if checkpoint.model_type == "bloom" or getattr(attention, "alibi", False):
+        return "its positions are a bias on each score (ALiBi), which the paged attention does not add"
     return ""
 
 
@@ -136,9 +139,7 @@ def _unsupported_by_class(model_class: Any) -> str:
     if getattr(model_class, "_is_stateful", False):
         return "keeps a recurrent state instead of keys and values"
     if not model_class._supports_attention_backend:
-        return (
-            "transformers does not run its attention through the attention interface (own position bias, or old code)"
-        )
+        return "transformers does not run its attention through the attention interface"
     return ""
 
 
@@ -268,8 +269,9 @@ def _probe_layers(
         except UnsupportedArchitecture:
             raise
         except Exception as error:  # whatever the model's code does with what an engine gives it
+            what = "a flat batch" if part.is_whole else "its part of a flat batch"
             raise UnsupportedArchitecture(
-                _title(checkpoint), f"cannot compute a flat batch without its own cache: {error!r}"
+                _title(checkpoint), f"cannot compute {what} without its own cache: {error!r}"
             ) from error
     kinds = getattr(config, "layer_types", None) or []
     for layer, kind in enumerate(kinds):

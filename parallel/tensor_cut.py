@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from parallel.auto_tp import auto_tp_plan
 from parallel.layout import CannotSplit
 from parallel.sharded_layers import GatheredNorm, ReducedOutput, VocabParallelEmbedding, VocabParallelHead
 from parallel.tensor_group import GroupLink
@@ -106,12 +107,7 @@ def reduce_outputs(model: Any, cut: TensorCut, link: GroupLink) -> None:
 def _planned_modules(model: Any) -> dict[str, str]:
     """Module (or parameter of experts) -> style, for everything the plan splits within the layers."""
     all_styles = {**_OUR_PLANS.get(model.config.model_type, {}), **(model.tp_plan or {})}
-    plan = {name: style for name, style in all_styles.items() if ".layers." in f".{name}"}
-    if not plan:
-        raise CannotSplit(
-            f"{type(model).__name__} has no tensor parallel plan in transformers",
-            "run it with tensor_parallel = 1 (pipeline_parallel may still split it)",
-        )
+    plan = {name: style for name, style in all_styles.items() if ".layers." in f".{name}"} or auto_tp_plan(model)
     patterns = [(re.compile(re.escape(name).replace(r"\*", r"\d+")), style) for name, style in plan.items()]
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
     styles = {}

@@ -89,8 +89,8 @@ def test_weights_that_do_not_fit_are_named(change: Any, said: str, tmp_path: Pat
 
 
 UNSUPPORTED = {
-    "bloom": ("BloomForCausalLM", {"hidden_size": 32, "n_layer": 1, "n_head": 2}, "attention interface"),
-    "mpt": ("MptForCausalLM", {"d_model": 32, "n_layers": 1, "n_heads": 2}, "attention interface"),
+    "bloom": ("BloomForCausalLM", {"hidden_size": 32, "n_layer": 1, "n_head": 2}, "ALiBi"),
+    "mpt": ("MptForCausalLM", {"d_model": 32, "n_layers": 1, "n_heads": 2}, "ALiBi"),
     "falcon": ("FalconForCausalLM", {"hidden_size": 32, "num_hidden_layers": 1}, "attention interface"),
     "gptj": ("GPTJForCausalLM", {"n_embd": 32, "n_layer": 1, "n_head": 2}, "attention interface"),
     "mamba": ("MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 1}, "linear_attention"),

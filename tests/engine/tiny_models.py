@@ -48,6 +48,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "gpt2": _GPT2_STYLE,
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "persimmon": {},
+    "hunyuan_v1_dense": {"head_dim": 16},
     "gpt_neox": {},
     "olmo2": {},
     "granite": {"attention_multiplier": 0.25, "logits_scaling": 2.0, "residual_multiplier": 0.8},
@@ -78,10 +80,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Without a plan in transformers; DeepSpeed's AutoTP has one for tensor parallelism.
+PLANNED_BY_AUTO_TP = ("opt", "persimmon", "hunyuan_v1_dense")
+
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
     """The transformers config of a tiny model."""
-    return AutoConfig.for_model(model_type, **{**_COMMON, **SPECIAL[model_type], **changes})
+    return AutoConfig.for_model(model_type, **{**_COMMON, **SPECIAL.get(model_type, {}), **changes})
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> Any:
