@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Protocol, Self
 
 from engine.block_pool import NULL_BLOCK_ID
+from engine.core import InlineExecutor
 from engine.errors import MantaError
 from engine.request import TokenLogprobs
 from engine.step import NewSequence, PromptLogprobs, SampledToken, ScheduledSequence, StepPlan, StepResult
@@ -71,7 +72,7 @@ class _ChainSequence:
     num_computed_tokens: int = 0
 
 
-class ChainExecutor:
+class ChainExecutor(InlineExecutor):
     """Keeps, for each block, who holds it and the hash of all tokens up to its end, like a KV cache with contents.
 
     A step lasts `step_delay_s` and `token_delay_s` more for each token that it computes. Other `weights`, other tokens.

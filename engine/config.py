@@ -119,6 +119,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     num_blocks: int  #: that sequences can use (the null block is not counted)
     max_num_seqs: int
+    max_steps_in_flight: int = 1  #: steps that may be under way at a time: one for each pipeline stage
     eos_token_ids: tuple[int, ...] = ()
     rank_pids: tuple[int, ...] = ()  #: process id by rank; empty when the engine computes in its own process
     startup_s: dict[str, float] = {}  #: seconds per phase: load, compile, warm_up, ...

@@ -1,5 +1,6 @@
 """The step of an engine: schedule, execute, update."""
 
+from abc import abstractmethod
 from typing import Protocol
 
 from engine.request import TokenChunk
@@ -9,13 +10,37 @@ from engine.step_progress import StepProgress
 
 
 class StepExecutor(Protocol):
-    """Computes plans in the order it gets them, on one or many ranks."""
+    """Computes plans in the order it gets them, on one or many ranks. After any exception it is of no more use."""
+
+    def submit(self, plan: StepPlan) -> None:
+        """Take a plan; up to `EngineInfo.max_steps_in_flight` may be without a result."""
+
+    def collect(self) -> StepResult:
+        """Wait for the result of the oldest plan without one."""
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute one step. Any exception means that the executor is of no more use."""
+        """Compute one step while no other is under way."""
 
     def close(self) -> None:
         """Give back memory, processes and sockets; also after an exception."""
+
+
+class InlineExecutor:
+    """A `StepExecutor` that computes one step at a time, in the thread that asks for its result."""
+
+    _submitted: StepPlan
+
+    def submit(self, plan: StepPlan) -> None:
+        """See `StepExecutor`."""
+        self._submitted = plan
+
+    def collect(self) -> StepResult:
+        """See `StepExecutor`."""
+        return self.execute(self._submitted)
+
+    @abstractmethod
+    def execute(self, plan: StepPlan) -> StepResult:
+        """See `StepExecutor`."""
 
 
 class EngineCore:
@@ -27,11 +52,12 @@ class EngineCore:
         self.progress = progress or StepProgress()
 
     def step(self, now: float) -> list[TokenChunk] | None:
-        """Compute one step; None when there was nothing to compute."""
-        plan = self.scheduler.schedule(now)
-        if plan is None:
+        """Put under way what can be, and take in the oldest result; None when there was nothing to compute."""
+        while (plan := self.scheduler.schedule(now)) is not None:
+            self.progress.begin_step()
+            self.executor.submit(plan)
+        if not self.scheduler.num_in_flight:
             return None
-        self.progress.begin_step()
-        result = self.executor.execute(plan)
+        result = self.executor.collect()
         self.progress.tick()
         return self.scheduler.update(result)

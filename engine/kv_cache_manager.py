@@ -55,7 +55,7 @@ class KVCacheManager:
             return False
         self.pool.share(hit.block_ids)
         sequence.block_ids = hit.block_ids + self.pool.allocate(num_new)
-        sequence.num_computed_tokens = len(hit.block_ids) * self.block_size
+        sequence.num_computed_tokens = sequence.num_scheduled_tokens = len(hit.block_ids) * self.block_size
         sequence.num_registered_blocks = len(hit.block_ids)
         self._move_frontier(sequence)
         return True
@@ -87,7 +87,7 @@ class KVCacheManager:
             self.pool.forget(sequence.block_ids)
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_scheduled_tokens = 0
         sequence.num_registered_blocks = 0
         self._move_frontier(sequence)
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from engine.attention import PagedStep
+from engine.core import InlineExecutor
 from engine.decoder_trial import fuse_decoder
 from engine.kernels.argmax import NOT_FINITE, select_best_tokens
 from engine.kernels.attention_backend import AttentionBackend, select_attention
@@ -28,7 +29,7 @@ _PROMPT_ROWS = 256
 _NOT_FINITE_ERROR = "the model's logits are not finite (NaN or infinity)"
 
 
-class ModelRunner:
+class ModelRunner(InlineExecutor):
     """Holds the model, its cache and what it knows of the running sequences; one per rank, not thread-safe."""
 
     def __init__(

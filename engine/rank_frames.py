@@ -84,12 +84,13 @@ class Done(Frame, frozen=True, tag="done"):
 
 
 class Beat(Frame, frozen=True, tag="beat"):
-    """Ten times a second while a step is computed: how far the rank has come."""
+    """Ten times a second while the rank computes, and once afterwards: how far it has come."""
 
     step: int
     count: int  #: ticks of its `StepProgress`
     collective: int  #: number of the last one begun
     inside: str  #: the one it waits in; empty: it computes
+    is_idle: bool = False  #: it has done its part of `step`, and waits for the next plan
 
 
 class Broken(Frame, frozen=True, tag="broken"):

@@ -1,7 +1,7 @@
 """The driver's side of a replica with many ranks: sends each plan to all of them, hears the result from one.
 
-A `StepExecutor`. The first rank that dies, breaks or stops to move ends the whole group: `RankLost` names it. Plans
-and results could overlap (`submit`, `collect`); `execute` is one after the other.
+A `StepExecutor`. The first rank that dies, breaks or stops to move ends the whole group: `RankLost` names it. The ranks
+compute plans in the order in which they are sent; with pipeline stages several are under way.
 """
 
 import logging
@@ -39,6 +39,10 @@ class RankPeer:
         self.beat = Beat(0, 0, 0, "")
         self.silent_s = 0.0  #: that the driver has lived since the last frame
         self.still_s = 0.0  #: since the last sign of progress
+
+    def owes_beats(self, step: int) -> bool:
+        """Whether it has not said yet that it has done its part of `step`."""
+        return not (self.beat.is_idle and self.beat.step == step)
 
     @property
     def place(self) -> str:
@@ -152,12 +156,13 @@ class RankGroup:
         self.progress.begin_step()
         self._step = plan.step
         self.tell(Execute(plan, self._sampled))
+        self._sampled = []
 
     def collect(self) -> StepResult:
         """Wait for the result of the oldest plan without one."""
         done = next(frame for _, frame in self.hear() if isinstance(frame, Done))
         self.progress.tick()
-        self._sampled = [(token.sequence_id, token.token_id) for token in done.result.sampled]
+        self._sampled += [(token.sequence_id, token.token_id) for token in done.result.sampled]
         return done.result
 
     def tell(self, frame: Frame) -> None:
@@ -226,9 +231,9 @@ class RankGroup:
         for peer in self._peers:
             peer.silent_s += _TICK_S
             peer.still_s += _TICK_S
-        silent = max(self._peers, key=lambda peer: peer.silent_s)
-        if silent.silent_s > patience_s:
-            self._lose(silent, f"has said nothing for {silent.silent_s:.1f} s: frozen")
+        for peer in self._peers:
+            if peer.silent_s > patience_s and peer.owes_beats(self._step):
+                self._lose(peer, f"has said nothing for {peer.silent_s:.1f} s: frozen")
         if all(peer.still_s > patience_s for peer in self._peers):
             last = min(self._peers, key=lambda peer: (peer.beat.step, peer.beat.collective, bool(peer.beat.inside)))
             self._lose(last, f"has not moved for {last.still_s:.1f} s, nor have the others")

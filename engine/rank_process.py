@@ -152,12 +152,12 @@ class _Rank:
         pause = threading.Event()
         while True:
             computing.wait()
-            if not pause.wait(BEAT_S) and computing.is_set():
-                place = self._place
-                try:
-                    self._connection.send(Beat(place.step, progress.count, place.collective, place.inside))
-                except OSError:
-                    return  # the driver is gone
+            pause.wait(BEAT_S)
+            place, is_idle = self._place, not computing.is_set()
+            try:
+                self._connection.send(Beat(place.step, progress.count, place.collective, place.inside, is_idle))
+            except OSError:
+                return  # the driver is gone
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def _agree(group: RankGroup, checkpoint: Checkpoint, config: EngineConfig, layou
         block_size=config.block_size,
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
+        max_steps_in_flight=layout.pipeline_parallel,
         eos_token_ids=checkpoint.eos_token_ids,
         rank_pids=tuple(group.pids),
     )

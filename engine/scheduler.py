@@ -16,9 +16,16 @@ Order of service is (priority, arrival). In each step
 When a running sequence finds no block, the last in the order of service (perhaps itself) is preempted: its blocks are
 taken, it waits with its old arrival number and is computed again, its registered blocks being prefix hits if they
 survive. So the first in the order always advances, and every sequence ends. Nobody is preempted to let another join.
+
+With pipeline stages several steps are under way at a time, and results come in their order. A sequence whose next token
+is being sampled waits for it; chunks of one prompt follow each other. So that all stages have work, each step takes an
+even share: of the running sequences that lack one token, and of all tokens to compute. Nobody in a step under way is
+preempted: who needs its blocks waits for the result. Blocks of a sequence that is aborted there are free at once: ranks
+compute steps in order, so whoever gets such a block writes it later.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter, deque
 
 import msgspec
 
@@ -29,6 +36,9 @@ from engine.kv_cache_manager import KVCacheManager
 from engine.request import EngineLoad, FinishReason, GenerateRequest, TokenChunk
 from engine.sequence import Sequence, SequenceStatus, precedence_of
 from engine.step import NewSequence, SampledToken, ScheduledSequence, StepPlan, StepResult
+from engine.unfit import why_unfit
+
+_WORTH_A_STEP = 128  #: tokens; a smaller share of a prompt is not left to another step, which reads all weights again
 
 
 class Totals(msgspec.Struct):
@@ -57,7 +67,8 @@ class Scheduler:
         self._running_by_id: dict[int, Sequence] = {}
         self._num_arrived = 0  # calls of `add`, refused ones included
         self._dropped_ids: list[int] = []  # what the ranks must forget with the next plan
-        self._in_flight: StepPlan | None = None  # scheduled, its result not yet seen
+        self._in_flight: deque[StepPlan] = deque()  # scheduled, their results not yet seen
+        self._max_running = min(info.max_num_seqs, info.max_steps_in_flight * config.max_batched_tokens)
         self._num_uncomputed = 0  # over waiting and running
         self._num_remaining = 0  # output tokens allowed and not yet sampled, over waiting and running
         self._num_blocks_wanted = 0  # by waiting sequences, for their known tokens
@@ -65,19 +76,7 @@ class Scheduler:
 
     def refuse_unfit(self, request: GenerateRequest) -> None:
         """Raise `RequestRefused` for a request that can never run here. Reads no state: any thread may call it."""
-        total = len(request.prompt_token_ids) + request.sampling.max_tokens
-        why = ""
-        if not request.prompt_token_ids:
-            why = "the prompt is empty; give at least one token"
-        elif len(request.output_token_ids) >= request.sampling.max_tokens:
-            why = f"all of its max_tokens = {request.sampling.max_tokens} are generated already"
-        elif total > self._info.max_model_len:
-            why = f"prompt and max_tokens make {total} tokens, the model holds {self._info.max_model_len}"
-        elif total - 1 > self._info.kv_cache_tokens:  # the last token is never computed
-            why = f"prompt and max_tokens make {total} tokens, the KV cache holds {self._info.kv_cache_tokens}"
-        elif not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < self._info.vocab_size:
-            why = f"a prompt token is outside of the vocabulary of {self._info.vocab_size}"
-        if why:
+        if why := why_unfit(request, self._info):
             raise RequestRefused(request.request_id, why)
 
     def add(self, request: GenerateRequest, now: float) -> list[TokenChunk]:
@@ -118,55 +117,80 @@ class Scheduler:
     def hand_back(self, why: str = "") -> list[TokenChunk]:
         """End everything here so that another engine goes on. Returns each request's last chunk.
 
-        `why` says what this engine died of; empty: it is well, but is to end.
+        `why` says what this engine died of, so that no result will come; empty: it is well, but is to end.
         """
-        self._in_flight = None
+        if why:
+            self._in_flight.clear()
         sequences = list(self._by_request.values())
         return [chunk for sequence in sequences for chunk in self._end_early(sequence, FinishReason.MIGRATE, why)]
 
+    @property
+    def num_in_flight(self) -> int:
+        """Steps scheduled whose results are still to come."""
+        return len(self._in_flight)
+
     def schedule(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is nothing to compute now."""
-        assert self._in_flight is None, "the result of the last plan has not been seen"
+        """The next step, or None when there is nothing to compute now, or as much as possible under way."""
+        if len(self._in_flight) == self._info.max_steps_in_flight:
+            return None
         scheduled: list[ScheduledSequence] = []
-        budget = self._continue_running(scheduled, now)
+        share = self._share_of(self._num_uncomputed)
+        budget = given = min(self._config.max_batched_tokens, max(_WORTH_A_STEP, share))
+        budget = self._continue_running(scheduled, budget, now)
         new_sequences: list[NewSequence] = []
         budget = self._admit_waiting(scheduled, new_sequences, budget, now)
         if not scheduled:
             return None
         self._totals.steps += 1
-        num_padding_tokens = self._batching.padding_tokens(len(self._running), budget)
+        room = self._config.max_batched_tokens - (given - budget)
+        num_padding_tokens = self._batching.padding_tokens(len(self._running), room)
         plan = StepPlan(self._totals.steps, self._dropped_ids, new_sequences, scheduled, num_padding_tokens)
         self._dropped_ids = []
-        self._in_flight = plan
+        self._in_flight.append(plan)
         return plan
 
-    def _continue_running(self, scheduled: list[ScheduledSequence], now: float) -> int:
+    def _share_of(self, count: int) -> int:
+        """How many of `count` a step takes, so that all steps under way have the same."""
+        return -(-count // self._info.max_steps_in_flight)
+
+    def _continue_running(self, scheduled: list[ScheduledSequence], budget: int, now: float) -> int:
         """Schedule those that run already; returns the budget left. Preempts whom the blocks do not suffice for."""
         running, kv = self._running, self._kv
-        budget = self._config.max_batched_tokens
+        most = self._share_of(len(running))
         catching_up: list[Sequence] = []
         index = 0
         while index < len(running):  # the list gets shorter at its end when sequences are preempted
             sequence = running[index]
             index += 1
-            if sequence.num_uncomputed_tokens > 1:  # these have had all their blocks since they were admitted
+            num_tokens = sequence.num_unscheduled_tokens
+            if num_tokens > 1:  # these have had all their blocks since they were admitted
                 catching_up.append(sequence)
                 continue
-            start = sequence.num_computed_tokens
+            if num_tokens == 0 or len(scheduled) == most:
+                continue
+            start = sequence.num_scheduled_tokens
             new_block_ids: list[int] | None = []
             if start == len(sequence.block_ids) * kv.block_size:
                 new_block_ids = self._grow(sequence, now)
-            if new_block_ids is not None:
-                scheduled.append(ScheduledSequence(sequence.sequence_id, start, 1, new_block_ids, True))
-                budget -= 1
+            if new_block_ids is None:
+                break  # whose blocks it waits for comes later, and is not put under way again
+            scheduled.append(ScheduledSequence(sequence.sequence_id, start, 1, new_block_ids, True))
+            sequence.num_scheduled_tokens += 1
+            budget -= 1
         for sequence in catching_up:  # still there: who is preempted comes later than all looked at so far
-            budget -= self._schedule_chunk(sequence, scheduled, [], budget)
+            if budget:
+                budget -= self._schedule_chunk(sequence, scheduled, [], budget)
         return budget
 
     def _grow(self, sequence: Sequence, now: float) -> list[int] | None:
-        """One more block, taken from the last in the order of service if need be; None if that is `sequence`."""
+        """One more block, taken from the last in the order of service if need be.
+
+        None if that is `sequence`, which waits then, or one in a step under way, whose result is waited for.
+        """
         while (new_block_ids := self._kv.grow(sequence)) is None:
             victim = self._running[-1]
+            if victim.is_in_flight:
+                break
             self._preempt(victim, now)
             if victim is sequence:
                 break
@@ -177,7 +201,7 @@ class Scheduler:
     ) -> int:
         """Let waiting sequences join and compute their first chunk; returns the budget left."""
         places = self._batching.places(len(self._running), len(self._waiting), now)
-        places = min(places, self._info.max_num_seqs - len(self._running))
+        places = min(places, self._max_running - len(self._running))
         index = 0
         while index < places and budget and index < len(self._waiting):
             sequence = self._waiting[index]
@@ -191,15 +215,7 @@ class Scheduler:
             del self._waiting[index]
             places -= 1
             self._admit(sequence)
-            new_sequences.append(
-                NewSequence(
-                    sequence.sequence_id,
-                    sequence.token_ids.copy(),
-                    sequence.num_prompt_tokens,
-                    sequence.request.sampling,
-                    sequence.ending_token_ids,
-                )
-            )
+            new_sequences.append(sequence.as_new())
             budget -= self._schedule_chunk(sequence, scheduled, sequence.block_ids.copy(), budget)
         return budget
 
@@ -207,16 +223,17 @@ class Scheduler:
         self, sequence: Sequence, scheduled: list[ScheduledSequence], new_block_ids: list[int], budget: int
     ) -> int:
         """Schedule as many tokens of `sequence` as the budget allows; returns how many."""
-        num_uncomputed = sequence.num_uncomputed_tokens
-        num_tokens = min(num_uncomputed, budget)
-        start, samples = sequence.num_computed_tokens, num_tokens == num_uncomputed
+        num_unscheduled = sequence.num_unscheduled_tokens
+        num_tokens = min(num_unscheduled, budget)
+        start, samples = sequence.num_scheduled_tokens, num_tokens == num_unscheduled
         scheduled.append(ScheduledSequence(sequence.sequence_id, start, num_tokens, new_block_ids, samples))
+        sequence.num_scheduled_tokens += num_tokens
         return num_tokens
 
     def update(self, result: StepResult) -> list[TokenChunk]:
-        """Take in what the last plan computed. Returns the new tokens; who was aborted meanwhile gets none."""
-        plan, self._in_flight = self._in_flight, None
-        assert plan is not None and plan.step == result.step, f"result of step {result.step}, not of the last plan"
+        """Take in what the oldest plan computed. Returns the new tokens; who was aborted meanwhile gets none."""
+        plan = self._in_flight.popleft()
+        assert plan.step == result.step, f"result of step {result.step}, not of step {plan.step}"
         for prompt in result.prompt_logprobs:
             sequence = self._running_by_id.get(prompt.sequence_id)
             if sequence is not None and sequence.prompt_logprobs is not None:
@@ -370,8 +387,12 @@ class Scheduler:
         assert self._running_by_id == {s.sequence_id: s for s in running}
         assert self._by_request == {s.request.request_id: s for s in everyone}
         assert all(s.num_uncomputed_tokens > 0 for s in everyone), "a sequence has nothing left to compute"
-        assert len(running) <= self._info.max_num_seqs
-        assert len(running) <= self._config.max_batched_tokens, "not every running sequence fits into a step"
+        assert len(running) <= self._max_running, "the steps under way do not hold all running sequences"
+        under_way = Counter[int]()
+        for plan in self._in_flight:
+            under_way.update({item.sequence_id: item.num_tokens for item in plan.scheduled})
+        for s in everyone:
+            assert s.num_scheduled_tokens - s.num_computed_tokens == under_way[s.sequence_id], "not under way as noted"
         assert self._num_uncomputed == sum(s.num_uncomputed_tokens for s in everyone)
         assert self._num_remaining == sum(s.num_remaining_tokens for s in everyone)
         assert self._num_blocks_wanted == sum(self._kv.num_blocks_for(s.num_tokens) for s in waiting)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from engine.request import GenerateRequest, TokenLogprobs
+from engine.step import NewSequence
 
 
 class SequenceStatus(Enum):
@@ -28,6 +29,7 @@ class Sequence:
     precedence: tuple[int, int]  #: (priority, arrival number): smaller is served first, preempted last
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0  #: their keys and values are in the cache
+    num_scheduled_tokens: int = 0  #: these, and those that steps under way compute
     block_ids: list[int] = field(default_factory=list)  #: block i holds positions i * block_size and on
     block_hashes: list[bytes] = field(default_factory=list)  #: of the leading full blocks, as far as needed yet
     num_registered_blocks: int = 0  #: leading blocks that the prefix cache knows
@@ -58,6 +60,16 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def num_unscheduled_tokens(self) -> int:
+        """Tokens known that no step has computed or is computing: none while the next one is being sampled."""
+        return len(self.token_ids) - self.num_scheduled_tokens
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether a step under way computes some of its tokens."""
+        return self.num_scheduled_tokens > self.num_computed_tokens
+
+    @property
     def num_remaining_tokens(self) -> int:
         """Most tokens still to be sampled."""
         return self.request.sampling.max_tokens - self.num_output_tokens
@@ -66,6 +78,13 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Whether its first chunk, still to come, carries log probabilities of the prompt."""
         return self.request.sampling.prompt_logprobs is not None and self.num_output_tokens == 0
+
+    def as_new(self) -> NewSequence:
+        """What ranks are told that do not know it."""
+        token_ids = self.token_ids.copy()
+        return NewSequence(
+            self.sequence_id, token_ids, self.num_prompt_tokens, self.request.sampling, self.ending_token_ids
+        )
 
 
 def precedence_of(sequence: Sequence) -> tuple[int, int]:

@@ -88,12 +88,16 @@ class GlooGroup:
 
 
 class GlooPipe:
-    """Hidden states from the previous stage and to the next one, at the same place in their tensor groups."""
+    """Hidden states from the previous stage and to the next one, at the same place in their tensor groups.
+
+    Sending does not wait until the next stage takes it; the next `send` does.
+    """
 
     def __init__(self, group: Any, stage: int, progress: Progress) -> None:
         self._group = group
         self._stage = stage
         self._progress = progress
+        self._sending: tuple[dist.Work, torch.Tensor] | None = None  # the tensor must live as long
 
     def receive(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `parallel.stage_cut.StagePipe`."""
@@ -102,7 +106,10 @@ class GlooPipe:
 
     def send(self, hidden: torch.Tensor) -> None:
         """See `parallel.stage_cut.StagePipe`."""
-        _wait("send to the next stage", self._group.send([hidden.contiguous()], self._stage + 1, 0), self._progress)
+        if self._sending is not None:
+            _wait("send to the next stage", self._sending[0], self._progress)
+        hidden = hidden.contiguous()
+        self._sending = self._group.send([hidden], self._stage + 1, 0), hidden
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from deployments.simulation import workload as trace
 from deployments.simulation.cost_model import CostModel, MeasuredStep, contents, fit_steps, write_cost_model
 from deployments.simulation.workload import write_trace
 from engine.config import Batching, DType, EngineConfig, EngineInfo
-from engine.core import EngineCore, StepExecutor
+from engine.core import EngineCore, InlineExecutor, StepExecutor
 from engine.openmp import wait_briefly
 from engine.request import GenerateRequest, SamplingParams
 from engine.scheduler import Scheduler
@@ -157,7 +157,7 @@ def _start(model: str, config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         return start_engine(model, config, progress=lambda phase, _: status.update(phase.replace("_", " ")))
 
 
-class StepRecorder:
+class StepRecorder(InlineExecutor):
     """An executor that notes what each plan held and how long the inner executor took for it."""
 
     def __init__(self, executor: StepExecutor) -> None:

@@ -14,7 +14,9 @@ BLOCK_SIZE = 2
 MAX_STEPS = 20_000
 
 
-def engine_info(num_blocks: int = 32, max_num_seqs: int = 4, eos: tuple[int, ...] = ()) -> EngineInfo:
+def engine_info(
+    num_blocks: int = 32, max_num_seqs: int = 4, eos: tuple[int, ...] = (), max_steps_in_flight: int = 1
+) -> EngineInfo:
     return EngineInfo(
         model_path="nowhere",
         architecture="Chain",
@@ -26,6 +28,7 @@ def engine_info(num_blocks: int = 32, max_num_seqs: int = 4, eos: tuple[int, ...
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,
         max_num_seqs=max_num_seqs,
+        max_steps_in_flight=max_steps_in_flight,
         eos_token_ids=eos,
     )
 
@@ -61,6 +64,7 @@ class ChainWorld:
         self.scheduler = Scheduler(self.config, self.info)
         self.executor = ChainExecutor(VOCAB_SIZE, self.info.num_blocks, BLOCK_SIZE)
         self.plans: list[StepPlan] = []
+        self.under_way: list[StepPlan] = []
         self.core = EngineCore(self.scheduler, self)
         self.chunks: dict[str, list[TokenChunk]] = {}
         self.read: dict[str, list[int]] = {}  #: output tokens, those of earlier attempts included
@@ -68,8 +72,21 @@ class ChainWorld:
 
     # The world is the core's executor, so that it sees each plan.
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def submit(self, plan: StepPlan) -> None:
+        """As pipeline stages do, it takes plans that need no token still to be sampled."""
         self.plans.append(plan)
+        ids = {item.sequence_id for item in plan.scheduled}
+        for other in self.under_way:
+            sampling = {item.sequence_id for item in other.scheduled if item.samples}
+            assert not ids & sampling, "scheduled while its next token is being sampled"
+            assert not {new.sequence_id for new in plan.new_sequences} & {item.sequence_id for item in other.scheduled}
+        self.under_way.append(plan)
+        assert len(self.under_way) <= self.info.max_steps_in_flight
+
+    def collect(self) -> StepResult:
+        return self.execute(self.under_way.pop(0))
+
+    def execute(self, plan: StepPlan) -> StepResult:
         return self.executor.execute(plan)
 
     def close(self) -> None:

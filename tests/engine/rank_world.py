@@ -63,12 +63,19 @@ class ThreadedRanks:
             self._results.put(error)
 
     def execute(self, plan: StepPlan) -> StepResult:
+        self.submit(plan)
+        return self.collect()
+
+    def submit(self, plan: StepPlan) -> None:
         for plans in self._plans:
             plans.put((plan, self._sampled))
+        self._sampled = []
+
+    def collect(self) -> StepResult:
         result = self._results.get(timeout=TIMEOUT_S)
         if isinstance(result, Exception):
             raise result
-        self._sampled = [(token.sequence_id, token.token_id) for token in result.sampled]
+        self._sampled += [(token.sequence_id, token.token_id) for token in result.sampled]
         return result
 
     def close(self) -> None:
@@ -104,6 +111,7 @@ def threaded_engine(
         block_size=config.block_size,
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
+        max_steps_in_flight=layout.pipeline_parallel,
     )
 
     def build(model: LoadedModel) -> ModelRunner:

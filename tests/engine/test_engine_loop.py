@@ -9,7 +9,7 @@ import pytest
 
 from engine.chain_executor import ChainExecutor
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core import EngineCore, InlineExecutor
 from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead, RequestRefused
 from engine.request import EngineLoad, FinishReason, TokenChunk
@@ -20,7 +20,7 @@ from tests.engine.chain_world import BLOCK_SIZE, VOCAB_SIZE, chain_output, engin
 PATIENCE_S = 10.0
 
 
-class Client:
+class Client(InlineExecutor):
     """What comes out of a loop, and an executor that can be told to wait or to fail at the next step."""
 
     def __init__(self, step_delay_s: float = 0.0, **settings: Any) -> None:

@@ -1,6 +1,7 @@
 """The driver's side of many ranks, against ranks that are threads, and one group of real processes."""
 
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -92,18 +93,39 @@ def test_a_plan_goes_to_all_with_what_was_sampled_before_and_one_answers() -> No
     assert ranks.spawner.closed == [False]
 
 
-def test_two_plans_may_be_on_their_way() -> None:
+def test_two_plans_may_be_on_their_way_and_the_next_one_tells_what_both_have_sampled() -> None:
+    told: queue.Queue[list[tuple[int, int]]] = queue.Queue()
+
     def behave(rank: int, connection: DriverConnection) -> None:
         orders = [connection.receive(), connection.receive()]
         if rank == 0:
             for order in orders:
-                connection.send(Done(StepResult(order.plan.step, [])))
+                connection.send(Done(StepResult(order.plan.step, [SampledToken(order.plan.step, 7)])))
+            told.put(connection.receive().sampled)
         connection.receive()
 
     ranks = FakeRanks(behave)
     ranks.group.submit(plan(1))
     ranks.group.submit(plan(2))
     assert [ranks.group.collect().step, ranks.group.collect().step] == [1, 2]
+    ranks.group.submit(plan(3))
+    assert told.get(timeout=5.0) == [(1, 7), (2, 7)]
+    ranks.group.close()
+
+
+def test_a_stage_that_has_done_its_part_may_be_silent_while_the_next_one_computes() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        order = connection.receive()
+        if rank == 0:
+            connection.send(Beat(order.plan.step, 4, 1, "", is_idle=True))
+            connection.receive()
+        for count in range(int(2 * PATIENCE_S / 0.05)):
+            connection.send(Beat(order.plan.step, count, 1, ""))
+            time.sleep(0.05)
+        connection.send(Done(StepResult(order.plan.step, [])))
+
+    ranks = FakeRanks(behave)
+    assert ranks.group.execute(plan(3)).step == 3
     ranks.group.close()
 
 

@@ -1,6 +1,7 @@
 """Whatever arrives, in whatever order, with however few blocks: the outputs are the chain's and nothing leaks."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -59,12 +60,13 @@ engines = st.fixed_dictionaries(
         "max_num_seqs": st.integers(1, 6),
         "max_batched_tokens": st.integers(1, 16),
         "prefix_caching": st.booleans(),
+        "max_steps_in_flight": st.integers(1, 3),
     }
 )
 
 
 def build(engine: dict[str, Any], **more: Any) -> ChainWorld:
-    sizes = {key: engine[key] for key in ("num_blocks", "max_num_seqs")}
+    sizes = {key: engine[key] for key in ("num_blocks", "max_num_seqs", "max_steps_in_flight")}
     rest = {key: engine[key] for key in engine.keys() - sizes.keys()}
     return ChainWorld(engine_info(**sizes, eos=EOS), **(rest | more))
 
@@ -163,7 +165,10 @@ def test_inside_a_priority_nobody_starts_before_an_earlier_one(
 def test_the_first_in_the_order_of_service_advances_in_every_step(
     engine: dict[str, Any], all_arrivals: list[Arrival]
 ) -> None:
-    """So every request ends, however small the cache: the oldest of the most urgent is never preempted."""
+    """So every request ends, however small the cache: the oldest of the most urgent is never preempted.
+
+    With several steps under way it may be missing in the others of a round.
+    """
     world = build(engine)
     for arrival in all_arrivals:
         arrival.at_step, arrival.abort_at_step, arrival.restart_after = 0, None, None
@@ -171,5 +176,6 @@ def test_the_first_in_the_order_of_service_advances_in_every_step(
     order = sorted(range(len(all_arrivals)), key=lambda i: (requests[str(i)].priority, i))
     first = order[0] + 1
     steps = [index for index, plan in enumerate(world.plans) if any(s.sequence_id == first for s in plan.scheduled)]
-    assert steps == list(range(len(steps)))
-    assert all(first not in plan.dropped_ids for plan in world.plans[: len(steps)])
+    assert steps[0] == 0
+    assert all(after - before <= engine["max_steps_in_flight"] for before, after in pairwise(steps))
+    assert all(first not in plan.dropped_ids for plan in world.plans[: steps[-1] + 1])
