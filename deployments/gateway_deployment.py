@@ -28,6 +28,7 @@ from deployments.leave import Leave
 from deployments.router_actor import configure_routers, join_router
 from deployments.router_link import Shards
 from deployments.router_store import cluster_secret
+from deployments.settled_heap import settle_heap
 from deployments.take_leave import drain_gateway
 from deployments.termination import on_sigterm
 
@@ -65,6 +66,7 @@ class GatewayDeployment:
         self._leave = Leave(partial(drain_gateway, self._dispatcher, self._door, gateway.drain_s))
         loop = asyncio.get_running_loop()
         on_sigterm(lambda: loop.call_soon_threadsafe(self._leave.begin))
+        settle_heap()
 
     async def __call__(self, request: Request) -> Response:
         return _Forward(self._app)

@@ -22,6 +22,7 @@ from deployments.replica import Replica
 from deployments.router_actor import find_stayers, join_router, router_shard
 from deployments.router_link import Shards
 from deployments.router_store import cluster_secret, publish_router_config
+from deployments.settled_heap import settle_heap
 from deployments.take_leave import drain_replica
 from deployments.termination import on_sigterm
 from engine.chain_startup import start_chain_engine
@@ -60,6 +61,7 @@ class ReplicaDeployment:
         home = preferred_shard(self._rank, self._model.replicas, shards.count)
         host, pids = ray.util.get_node_ip_address(), list(info.rank_pids) or [os.getpid()]
         me = ReplicaInfo(self._replica_id, model, host, 0, pids, os.uname().nodename, info)
+        settle_heap()
         await self._replica.start(me, shards, home, self._leave.begin)
 
     def _start_engine(self) -> tuple[EngineCore, EngineInfo]:

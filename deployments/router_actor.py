@@ -16,6 +16,7 @@ from cluster.config import RouterConfig
 from deployments.router_link import RouterAddress
 from deployments.router_shard import RouterShard
 from deployments.router_store import cluster_secret, publish_router_config, published_router_config
+from deployments.settled_heap import settle_heap
 
 NAMESPACE = "manta"
 UNUSED_S = 60.0
@@ -45,6 +46,7 @@ class RouterActor:
 
     async def _start(self) -> RouterAddress:
         host = ray.util.get_node_ip_address()
+        settle_heap()
         port = await self._shard.start(host)
         self._shard.join(join_router)
         self._watcher = self._watcher or asyncio.create_task(self._end_when_unused())

@@ -22,6 +22,7 @@ from deployments.gateway_links import GatewayLinks
 from deployments.replica import Replica
 from deployments.router_link import RouterAddress, Shards
 from deployments.router_shard import RouterShard
+from deployments.settled_heap import settle_heap
 from engine.chain_startup import start_chain_engine
 from engine.config import ChainConfig, EngineConfig, EngineInfo
 from engine.core import EngineCore
@@ -56,6 +57,7 @@ def run_part(name: str, ports: Ports, step_ms: float, tokenizer: str) -> None:
 
 async def _router(ports: Ports, step_ms: float, tokenizer: str) -> None:
     shard = RouterShard(RouterConfig(), SECRET)
+    settle_heap()
     await shard.start(HOST, ports["router"])
     await asyncio.Event().wait()
 
@@ -64,6 +66,7 @@ async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
     core, info = null_engine(step_ms)
     replica = Replica(core, SECRET, on_dead=lambda error: None)
     me = ReplicaInfo("r0", MODEL, HOST, ports["replica"], [os.getpid()], "bench", info)
+    settle_heap()
     await replica.start(me, _shards(ports), 0, lambda: None)
     await asyncio.Event().wait()
 
@@ -73,6 +76,7 @@ async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
     copies = StreamCopies(config.resume_s)
     links = GatewayLinks(dispatcher, copies, _shards(ports))
     app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, config, copies=copies)
+    settle_heap()
     await uvicorn.Server(listener_settings(app, host=HOST, port=ports["gateway"])).serve()
     links.close()
 
