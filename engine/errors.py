@@ -6,6 +6,7 @@
         UnsupportedArchitecture
         BadCheckpoint        missing, truncated, misfitting or unsafe files; names the file
       RequestRefused         a request this engine can never run
+      RankMisfit             a rank that would give wrong results or none; names it, its host, the value and the remedy
       RankLost               a rank has died, broken or stopped; names it
       EngineDead             the engine has stopped; nothing it holds will finish
       KernelBuildError       the CPU kernels could not be compiled
@@ -57,6 +58,17 @@ class RequestRefused(MantaError):
 
     def __str__(self) -> str:
         return f"request {self.request_id}: {self.why}"
+
+
+class RankMisfit(MantaError):
+    """A rank is not like the others, so that together they would give wrong results or none."""
+
+    def __init__(self, rank: int, host: str, what: str, remedy: str) -> None:
+        super().__init__(rank, host, what, remedy)
+        self.rank, self.host, self.what, self.remedy = rank, host, what, remedy
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} {self.what}: {self.remedy}"
 
 
 class RankLost(MantaError):

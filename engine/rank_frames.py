@@ -2,8 +2,8 @@
 
 The rank dials, proves that it knows the group's secret (`engine.framing`), and then:
 
-    rank -> driver      Loaded, Ready, Done, Beat, Broken
-    driver -> rank      Allocate, Execute
+    rank -> driver      Here, Pong, Met, Loaded, Ready, Done, Beat, Broken
+    driver -> rank      Ping, Meet, Load, Allocate, Execute
 
 A secret belongs to one group: the driver draws it and hands it to the ranks with `RankStart`, through a pipe.
 """
@@ -18,6 +18,8 @@ from engine.errors import BadCheckpoint, ConfigError, UnsupportedArchitecture
 from engine.framing import Challenge, Frame, FrameDecoder, FrameError, Hello, encode, prove
 from engine.step import StepPlan, StepResult
 from parallel.layout import CannotSplit, LayoutError
+from parallel.preflight_facts import RankFacts, Transport
+from parallel.preflight_speeds import RankSpeeds
 
 ROLE = "rank"
 COLLECTIVE_FAILED = "CollectiveFailed"  #: the kind of `Broken` that another rank's death causes
@@ -46,6 +48,38 @@ class RankStart(Frame, frozen=True, tag="start"):
     timeout_s: float  #: longest wait for another rank
 
 
+class Here(Frame, frozen=True, tag="here"):
+    """The rank runs, and is this."""
+
+    facts: RankFacts
+
+
+class Ping(Frame, frozen=True, tag="ping"):
+    """To be answered at once."""
+
+
+class Pong(Frame, frozen=True, tag="pong"):
+    clock_s: float  #: since the epoch, on the rank's host
+
+
+class Meet(Frame, frozen=True, tag="meet"):
+    """Nothing speaks against it: join the others, and measure how fast they are reached."""
+
+    tensor: tuple[Transport, ...]  #: of the tensor group of each stage
+    pipe: Transport
+    is_rehearsal: bool  #: nothing is loaded afterwards: measure also what leaves memory occupied
+
+
+class Met(Frame, frozen=True, tag="met"):
+    """The rank has met the others, and measured."""
+
+    speeds: RankSpeeds
+
+
+class Load(Frame, frozen=True, tag="load"):
+    """Take your part of the model."""
+
+
 class Loaded(Frame, frozen=True, tag="loaded"):
     """The rank holds its part of the model."""
 
@@ -65,7 +99,7 @@ class Allocate(Frame, frozen=True, tag="allocate"):
 
 
 class Ready(Frame, frozen=True, tag="ready"):
-    """The rank has its cache and has met the others."""
+    """The rank has its cache, and can compute with the others."""
 
     attention: str
 
@@ -101,8 +135,8 @@ class Broken(Frame, frozen=True, tag="broken"):
     step: int
 
 
-ToRank = Challenge | Allocate | Execute
-FromRank = Hello | Loaded | Ready | Done | Beat | Broken
+ToRank = Challenge | Ping | Meet | Load | Allocate | Execute
+FromRank = Hello | Here | Pong | Met | Loaded | Ready | Done | Beat | Broken
 
 
 class DriverGone(Exception):

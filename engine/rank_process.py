@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from engine.rank_frames import (
     DriverConnection,
     DriverGone,
     Execute,
+    Here,
     Loaded,
+    Meet,
+    Met,
+    Pong,
     RankStart,
     Ready,
     broken_by,
@@ -52,6 +57,8 @@ def main() -> int:
     rank = None
     try:
         rank = _Rank(start, connection)
+        rank.meet()
+        rank.load()
         rank.serve()
     except DriverGone:
         pass
@@ -62,6 +69,8 @@ def main() -> int:
         return 1
     finally:
         sys.stderr.flush()
+        if rank is not None:
+            rank.leave()
     return 0
 
 
@@ -83,54 +92,82 @@ class _Rank:
 
     def __init__(self, start: RankStart, connection: DriverConnection) -> None:
         self._start, self._connection = start, connection
-        cores = CoreShare(start.cores, start.num_threads) if start.cores else None
-        if cores is not None:
-            cores.pin_thread()
+        self._cores = CoreShare(start.cores, start.num_threads) if start.cores else None
+        if self._cores is not None:
+            self._cores.pin_thread()
         wait_briefly()  # before torch brings OpenMP
+        import torch
+
+        from engine.checkpoint import read_checkpoint
+        from engine.kernels.library import load_kernels
+        from engine.model_loader import choose_device
+        from engine.rank_facts import read_facts
+        from engine.rank_part import RankPart
+        from parallel.layout import RankLayout
         from parallel.process_group import Progress
 
+        torch.set_num_threads(start.num_threads)
         self._place = Progress()
-        self._runner: Any = self._load(cores)
+        self._device = choose_device(start.config.device)
+        self._kernels = load_kernels() if self._device.type == "cpu" else None
+        self._part = RankPart(RankLayout(start.tensor_parallel, start.pipeline_parallel), start.rank)
+        self._checkpoint = read_checkpoint(Path(start.folder), start.model)
+        connection.send(Here(read_facts(start, self._checkpoint, self._device, self._kernels)))
+        self._groups: Any = None
+        self._runner: Any = None
 
     @property
     def step(self) -> int:
         """Number of the step that is or was computed last."""
         return self._place.step
 
-    def _load(self, cores: CoreShare | None) -> Any:
-        import torch
+    def leave(self) -> None:
+        """Wait for no other rank any more."""
+        if self._groups is not None:
+            self._groups.abort()
 
-        from engine.checkpoint import read_checkpoint
-        from engine.kernels.library import load_kernels
+    def meet(self) -> None:
+        """Join the others by the way that the driver has chosen, and measure it."""
+        while not isinstance(call := self._connection.receive(), Meet):
+            self._connection.send(Pong(time.time()))
         from engine.kernels.shared_group import join_shared_memory
-        from engine.model_loader import choose_device
-        from engine.model_start import build_runner, count_fitting_blocks, load_part
-        from engine.rank_part import RankPart
-        from parallel.layout import RankLayout
+        from parallel.preflight_facts import Transport
+        from parallel.preflight_probe import measure_rank
         from parallel.process_group import join_groups, reach_store
 
-        start = self._start
-        torch.set_num_threads(start.num_threads)
-        device = choose_device(start.config.device)
-        kernels = load_kernels() if device.type == "cpu" else None
-        part = RankPart(RankLayout(start.tensor_parallel, start.pipeline_parallel), start.rank)
-        checkpoint = read_checkpoint(Path(start.folder), start.model)
-        loaded, limit = load_part(checkpoint, start.config, device, kernels, part)
-        num_blocks = count_fitting_blocks(loaded, start.config, limit, start.num_sharing)
+        start, layout = self._start, self._part.layout
+        mine = call.tensor[layout.position(start.rank).pp_rank]
+        waits: dict[str, Any] = {"timeout_s": start.timeout_s, "progress": self._place}
+        by_memory = None
+        if mine is Transport.MEMORY and self._kernels is not None:
+            by_memory = partial(join_shared_memory, self._kernels, **waits)
+        store = reach_store(start.host, start.store_port, start.generation, start.timeout_s)
+        self._groups = join_groups(
+            store, layout, start.rank, host=start.address, transport=call.pipe, device=self._device,
+            join_tensor_group=by_memory, **waits,
+        )  # fmt: skip
+        measures_mates = call.is_rehearsal or mine is not Transport.NCCL  # each pair would keep memory of the GPU
+        speeds = measure_rank(self._groups, layout, start.rank, self._device, measures_mates=measures_mates)
+        self._connection.send(Met(speeds))
+
+    def load(self) -> None:
+        """The part of the model, when all have met; then the cache, when all have loaded."""
+        from engine.model_start import build_runner, count_fitting_blocks, load_part
+
+        self._connection.receive()
+        start, config = self._start, self._start.config
+        loaded, limit = load_part(self._checkpoint, config, self._device, self._kernels, self._part)
+        num_blocks = count_fitting_blocks(loaded, config, limit, start.num_sharing)
         weights = (tensor.nbytes for tensor in (*loaded.module.parameters(), *loaded.module.buffers()))
         dtype = str(loaded.dtype).removeprefix("torch.")
-        self._connection.send(Loaded(dtype, str(device), loaded.vocab_size, limit, num_blocks, sum(weights)))
+        self._connection.send(Loaded(dtype, str(self._device), loaded.vocab_size, limit, num_blocks, sum(weights)))
         order: Allocate = self._connection.receive()  # comes when all have loaded
-        store = reach_store(start.host, start.store_port, start.generation, start.timeout_s)
-        waits: dict[str, Any] = {"timeout_s": start.timeout_s, "progress": self._place}
-        by_memory = None if kernels is None else partial(join_shared_memory, kernels, **waits)
-        groups = join_groups(store, part.layout, start.rank, host=start.address, join_tensor_group=by_memory, **waits)
-        part.connect(loaded.module, groups)
-        runner = build_runner(
-            loaded, kernels, start.config, num_blocks=order.num_blocks, max_model_len=order.max_model_len, cores=cores
-        )
-        self._connection.send(Ready(runner.attention_name))
-        return runner
+        self._part.connect(loaded.module, self._groups)
+        self._runner = build_runner(
+            loaded, self._kernels, config, num_blocks=order.num_blocks, max_model_len=order.max_model_len,
+            cores=self._cores,
+        )  # fmt: skip
+        self._connection.send(Ready(self._runner.attention_name))
 
     def serve(self) -> None:
         """Compute what comes. Raises `DriverGone` at the end."""

@@ -11,8 +11,10 @@ from engine.errors import ConfigError, RankLost
 from engine.fit_check import check_fit, refused_layout
 from engine.kv_cache import fit_model_len
 from engine.model_loader import choose_device
-from engine.rank_frames import Allocate, Loaded, RankStart, Ready
+from engine.phases import Phases
+from engine.rank_frames import Allocate, Load, Loaded, RankStart, Ready
 from engine.rank_group import RankGroup, RankListener
+from engine.rank_preflight import Preflight, hear_all, hear_facts, preflight
 from engine.rank_spawn import RankProcess, RankSpawner
 from parallel.layout import LayoutError, RankLayout
 from parallel.process_group import listen_store
@@ -24,26 +26,70 @@ _CALL_TIMEOUT_S = 60.0
 
 
 def start_rank_group(
-    checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, spawner: RankSpawner, timeout_s: float
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    layout: RankLayout,
+    spawner: RankSpawner,
+    timeout_s: float,
+    phases: Phases,
 ) -> tuple[RankGroup, EngineInfo]:
-    """Ranks that have loaded and met; the group closes the spawner.
+    """Ranks that have met and loaded; the group closes the spawner.
 
-    Raises `ModelRefused`, `ConfigError` or `RankLost`; then no process is left.
+    Raises `ModelRefused`, `ConfigError`, `RankMisfit` or `RankLost`; then no process is left.
     """
     try:
-        device = choose_device(config.device)
-        if device.type != "cpu":
-            remedy = "many ranks run on CPUs only as yet: one rank, or device cpu"
-            raise ConfigError("engine.device", config.device, remedy)
-        check_fit(checkpoint, config, layout, device)
-        group = _start_group(checkpoint, config, layout, spawner, timeout_s)
-        return group, _agree(group, checkpoint, config, layout)
+        group, found = _check_ranks(checkpoint, config, layout, spawner, timeout_s, phases, is_rehearsal=False)
+        for oddity in found.oddities:
+            phases.note(f"preflight: {oddity}")
+        with phases.phase("load"):
+            return group, _agree(group, checkpoint, config, layout)
     except LayoutError as error:
         spawner.close(force=True)
         raise refused_layout(error, layout) from error
     except BaseException:
         spawner.close(force=True)
         raise
+
+
+def rehearse_ranks(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    layout: RankLayout,
+    spawner: RankSpawner,
+    timeout_s: float,
+    phases: Phases,
+) -> Preflight:
+    """The preflight alone; no process is left. Raises `ConfigError`, `RankMisfit` or `RankLost`."""
+    try:
+        group, found = _check_ranks(checkpoint, config, layout, spawner, timeout_s, phases, is_rehearsal=True)
+        group.close()
+        return found
+    except BaseException:
+        spawner.close(force=True)
+        raise
+
+
+def _check_ranks(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    layout: RankLayout,
+    spawner: RankSpawner,
+    timeout_s: float,
+    phases: Phases,
+    *,
+    is_rehearsal: bool,
+) -> tuple[RankGroup, Preflight]:
+    """Ranks that have met, and what was found."""
+    device = choose_device(config.device)
+    if device.type != "cpu":
+        remedy = "many ranks run on CPUs only as yet: one rank, or device cpu"
+        raise ConfigError("engine.device", config.device, remedy)
+    check_fit(checkpoint, config, layout, device)
+    with phases.phase("start_ranks"):
+        group = _start_group(checkpoint, config, layout, spawner, timeout_s)
+        facts = hear_facts(group, layout)
+    with phases.phase("preflight"):
+        return group, preflight(group, layout, facts, checkpoint.weights_revision, is_rehearsal=is_rehearsal)
 
 
 def _start_group(
@@ -99,23 +145,14 @@ def _check_alive(processes: Sequence[RankProcess]) -> None:
 
 def _agree(group: RankGroup, checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout) -> EngineInfo:
     """Wait until all have loaded; every rank gets as many KV blocks as the one with the least room."""
-    loaded: dict[int, Loaded] = {}
-    for peer, frame in group.hear(LOAD_TIMEOUT_S):
-        if isinstance(frame, Loaded):
-            loaded[peer.rank] = frame
-        if len(loaded) == layout.world_size:
-            break
-    for rank, frame in sorted(loaded.items()):
+    group.tell(Load())
+    loaded: list[Loaded] = hear_all(group, layout, Loaded, LOAD_TIMEOUT_S)
+    for rank, frame in enumerate(loaded):
         log.info("rank %d holds %.1f MiB of weights", rank, frame.num_weight_bytes / 2**20)
-    num_blocks = min(frame.num_blocks for frame in loaded.values())
+    num_blocks = min(frame.num_blocks for frame in loaded)
     max_model_len = fit_model_len(config, model_limit=loaded[0].position_limit, num_blocks=num_blocks)
     group.tell(Allocate(num_blocks, max_model_len))
-    ready: set[int] = set()
-    for peer, frame in group.hear(LOAD_TIMEOUT_S):
-        if isinstance(frame, Ready):
-            ready.add(peer.rank)
-        if len(ready) == layout.world_size:
-            break
+    hear_all(group, layout, Ready, LOAD_TIMEOUT_S)
     return EngineInfo(
         model_path=str(checkpoint.path),
         architecture=checkpoint.architecture,

@@ -1,9 +1,7 @@
 """From a model's name to an engine that is ready: download, compile, load, warm up, each timed and reported."""
 
-import logging
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -19,6 +17,7 @@ from engine.kv_cache import fit_model_len
 from engine.model_loader import LoadedModel, choose_device
 from engine.model_runner import ModelRunner
 from engine.model_start import build_runner, count_fitting_blocks, load_part
+from engine.phases import Phases, Progress
 from engine.rank_part import RankPart
 from engine.rank_spawn import RankSpawner, on_this_host
 from engine.rank_startup import start_rank_group
@@ -28,32 +27,7 @@ from engine.warm_up import measure_patience, warm_up
 from parallel.cores import CoreShare
 from parallel.layout import RankLayout
 
-log = logging.getLogger(__name__)
-
 RANK_TIMEOUT_S = 10.0  #: see `rank_timeout_s` of `cluster.config.ModelConfig`
-
-#: Called with (phase, 0.0) when a phase begins and with (phase, its seconds) when it has ended.
-Progress = Callable[[str, float], object]
-
-
-class Phases:
-    """Times the phases of one start."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Report that `name` begins, and how long it took once it has ended."""
-        if self._progress is not None:
-            self._progress(name, 0.0)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = max(0.001, round(time.perf_counter() - started, 3))  # 0 means that it has only begun
-        log.info("%s took %.1f s", name, self.seconds[name])
-        if self._progress is not None:
-            self._progress(name, self.seconds[name])
 
 
 def start_engine(
@@ -106,9 +80,8 @@ def start_engine_of_ranks(
         path = find_checkpoint(model)
     with phases.phase("compile"):
         load_kernels()  # once, not in each rank
-    with phases.phase("load"):
-        checkpoint = read_checkpoint(path, model)
-        group, info = start_rank_group(checkpoint, config, layout, spawner, rank_timeout_s)
+    checkpoint = read_checkpoint(path, model)
+    group, info = start_rank_group(checkpoint, config, layout, spawner, rank_timeout_s, phases)
     try:
         with phases.phase("warm_up"):
             _warm_up(group, info, model, config, group.progress)

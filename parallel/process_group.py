@@ -1,21 +1,31 @@
 """The process groups of one rank: its tensor-parallel group, and the pipe to the neighbouring stages.
 
+Over gloo between CPUs, over NCCL between GPUs; what else there is for one host comes in from outside.
+
 Groups are objects of their own, without torch.distributed's global default group, so that a rank can be in several
 generations one after the other and several ranks can be threads of one process. Every wait has an end: the timeout.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import AllreduceOptions, Backend, PrefixStore, Store, TCPStore, Work
 
+from parallel.host_staging import StagedGroup
 from parallel.layout import RankLayout
-from parallel.tensor_group import TensorGroup
+from parallel.preflight_facts import Transport
+from parallel.tensor_group import PointToPoint, Sending, TensorGroup
+
+_CPU = torch.device("cpu")
+#: NCCL's time limit, in those of the group.
+_NCCL_PATIENCE = 2.0
+#: torch's watchdog of NCCL may be held up by the loading of a model for so long.
+_LEAST_HEARTBEAT_S = 120
 
 
 class CollectiveFailed(RuntimeError):
@@ -55,61 +65,100 @@ def reach_store(host: str, port: int, generation: int, timeout_s: float) -> Stor
     return PrefixStore(f"generation{generation}", store)
 
 
-class GlooGroup:
-    """A group of CPU ranks, over gloo's TCP (`group`: a `ProcessGroupGloo`, whose methods torch does not declare)."""
+class TorchGroup:
+    """A tensor group over one of torch's own process groups: gloo (CPU) or NCCL (each rank on a GPU of its own).
 
-    def __init__(self, group: Any, progress: Progress) -> None:
-        self._group = group
+    With NCCL a call returns when the work is queued on the device. Then the time limit is torch's watchdog's, which
+    ends the process.
+    """
+
+    def __init__(self, group: Backend, progress: Progress) -> None:
+        self._group: Any = group  # torch declares only a part of its methods
         self._progress = progress
         self.rank, self.size = group.rank(), group.size()
+        self._sum = AllreduceOptions()
+        self._sum.asyncOp = False  # on the stream that computes, without a detour over NCCL's own
 
     def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
         """See `TensorGroup`."""
         part = part.contiguous()
-        self._wait("all_reduce", self._group.allreduce([part]))
+        self.wait("all_reduce", self._group.allreduce([part], self._sum))
         return part
 
     def all_gather(self, part: torch.Tensor) -> list[torch.Tensor]:
         """See `TensorGroup`."""
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        self._wait("all_gather", self._group.allgather([parts], [part.contiguous()]))
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        self.wait("all_gather", self._group.allgather([parts], [part.contiguous()]))
         return parts
 
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         """See `TensorGroup`."""
         options = dist.GatherOptions()
         options.rootRank = 0
+        part = part.contiguous()
         parts = [torch.empty_like(part) for _ in range(self.size)] if self.rank == 0 else None
-        self._wait("gather", self._group.gather([parts] if parts else [], [part.contiguous()], options))
+        self.wait("gather", self._group.gather([parts] if parts else [], [part], options))
         return parts
 
-    def _wait(self, what: str, work: dist.Work) -> None:
-        _wait(what, work, self._progress)
+    def send(self, tensor: torch.Tensor, peer: int) -> Sending:
+        """See `PointToPoint`."""
+        tensor = tensor.contiguous()
+        return _Sending(self, f"send to part {peer}", self._group.send([tensor], peer, 0), tensor)
+
+    def receive(self, tensor: torch.Tensor, peer: int) -> None:
+        """See `PointToPoint`."""
+        self.wait(f"receive from part {peer}", self._group.recv([tensor], peer, 0))
+
+    def abort(self) -> None:
+        """See `PointToPoint`."""
+        self._group.abort()
+
+    def wait(self, what: str, work: Work) -> None:
+        """Until it is done, or queued on the device. Raises `CollectiveFailed`."""
+        self._progress.collective += 1
+        self._progress.inside = what
+        try:
+            work.wait()
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise CollectiveFailed(f"{what} (number {self._progress.collective})", why) from None
+        self._progress.inside = ""
 
 
-class GlooPipe:
-    """Hidden states from the previous stage and to the next one, at the same place in their tensor groups.
+@dataclass(frozen=True)
+class _Sending:
+    """`Sending`, and the tensor, which must live as long."""
+
+    group: TorchGroup
+    what: str
+    work: Work
+    tensor: torch.Tensor
+
+    def wait(self) -> None:
+        """See `Sending`."""
+        self.group.wait(self.what, self.work)
+
+
+class GroupPipe:
+    """`parallel.stage_cut.StagePipe` in the group of the ranks that hold the same part of each stage.
 
     Sending does not wait until the next stage takes it; the next `send` does.
     """
 
-    def __init__(self, group: Any, stage: int, progress: Progress) -> None:
+    def __init__(self, group: PointToPoint) -> None:
         self._group = group
-        self._stage = stage
-        self._progress = progress
-        self._sending: tuple[dist.Work, torch.Tensor] | None = None  # the tensor must live as long
+        self._sending: Sending | None = None
 
     def receive(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See `parallel.stage_cut.StagePipe`."""
-        _wait("receive from the previous stage", self._group.recv([hidden], self._stage - 1, 0), self._progress)
+        """See `StagePipe`."""
+        self._group.receive(hidden, self._group.rank - 1)
         return hidden
 
     def send(self, hidden: torch.Tensor) -> None:
-        """See `parallel.stage_cut.StagePipe`."""
+        """See `StagePipe`."""
         if self._sending is not None:
-            _wait("send to the next stage", self._sending[0], self._progress)
-        hidden = hidden.contiguous()
-        self._sending = self._group.send([hidden], self._stage + 1, 0), hidden
+            self._sending.wait()
+        self._sending = self._group.send(hidden, self._group.rank + 1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +166,19 @@ class RankGroups:
     """What one rank of a grid speaks through; None where the grid is one wide."""
 
     tensor: TensorGroup | None
-    pipe: GlooPipe | None
+    mates: PointToPoint | None  #: the ranks of its stage, where they can send to each other
+    column: PointToPoint | None  #: the ranks that hold the same part in every stage
+
+    @property
+    def pipe(self) -> GroupPipe | None:
+        """To the neighbouring stages."""
+        return None if self.column is None else GroupPipe(self.column)
+
+    def abort(self) -> None:
+        """End what is under way: a rank that leaves must not wait for one that is gone."""
+        for group in (self.mates, self.column):
+            if group is not None:
+                group.abort()
 
 
 #: (store of the group, rank in it, its size) -> the group, when all are there.
@@ -132,41 +193,68 @@ def join_groups(
     host: str,
     timeout_s: float,
     progress: Progress,
+    transport: Transport = Transport.GLOO,
+    device: torch.device = _CPU,
     join_tensor_group: JoinTensorGroup | None = None,
 ) -> RankGroups:
     """Meet the other ranks; returns when all are there. `store` is of one generation (`PrefixStore`).
 
-    `join_tensor_group` makes tensor groups by another way than gloo: the same one at all ranks.
+    `transport` is the same at all ranks, `device` the one whose tensors will go. `join_tensor_group` makes tensor
+    groups by another way: the same one at all ranks of a stage.
     """
     position = layout.position(rank)
 
-    gloo: Any = dist.ProcessGroupGloo
-
-    def group(name: str, index: int, size: int) -> Any:
-        options = gloo._Options()
-        options._devices = [gloo.create_device(hostname=host)]
-        options._timeout = timedelta(seconds=timeout_s)
-        options._threads = 1
-        return gloo(PrefixStore(name, store), index, size, options)
+    def group(name: str, index: int, size: int) -> TorchGroup | StagedGroup:
+        own = PrefixStore(name, store)
+        if transport is Transport.NCCL:
+            return TorchGroup(_join_nccl(own, index, size, device, timeout_s), progress)
+        gloo = TorchGroup(_join_gloo(own, index, size, host, timeout_s), progress)
+        return StagedGroup(gloo, device) if transport is Transport.STAGED else gloo
 
     tensor: TensorGroup | None = None
-    pipe: GlooPipe | None = None
+    mates: TorchGroup | StagedGroup | None = None
+    column: TorchGroup | StagedGroup | None = None
     stage = f"stage{position.pp_rank}"
     if layout.tensor_parallel > 1 and join_tensor_group is not None:
         tensor = join_tensor_group(PrefixStore(stage, store), position.tp_rank, layout.tensor_parallel)
     elif layout.tensor_parallel > 1:
-        tensor = GlooGroup(group(stage, position.tp_rank, layout.tensor_parallel), progress)
+        tensor = mates = group(stage, position.tp_rank, layout.tensor_parallel)
     if layout.pipeline_parallel > 1:
         column = group(f"column{position.tp_rank}", position.pp_rank, layout.pipeline_parallel)
-        pipe = GlooPipe(column, position.pp_rank, progress)
-    return RankGroups(tensor, pipe)
+    return RankGroups(tensor, mates, column)
 
 
-def _wait(what: str, work: dist.Work, progress: Progress) -> None:
-    progress.collective += 1
-    progress.inside = what
-    try:
-        work.wait()
-    except RuntimeError as error:
-        raise CollectiveFailed(f"{what} (number {progress.collective})", str(error).splitlines()[0]) from None
-    progress.inside = ""
+def _join_gloo(store: Store, index: int, size: int, host: str, timeout_s: float) -> Backend:
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname=host)]
+    options._timeout = timedelta(seconds=timeout_s)
+    options._threads = 1
+    group: Backend = gloo(store, index, size, options)
+    return group
+
+
+def _join_nccl(store: Store, index: int, size: int, device: torch.device, timeout_s: float) -> Backend:
+    """Connected at once: what is wrong shows here, and sends go over this one communicator."""
+    from torch._C._distributed_c10d import ProcessGroupNCCL  # builds for CPUs have none
+
+    options = ProcessGroupNCCL.Options()
+    # After the driver, which sees more: whoever ends first is the one that is blamed.
+    options._timeout = timedelta(seconds=_NCCL_PATIENCE * timeout_s)
+    group = ProcessGroupNCCL(store, index, size, options)
+    group.eager_connect_single_device(device)
+    return group
+
+
+def nccl_environment(address: str, timeout_s: float, interfaces: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What NCCL and torch's use of it read from the environment; for a rank that the others reach at `address`.
+
+    `interfaces`: addresses by network interface. NCCL's own choice among them is often one that no other host reaches.
+    """
+    names = [name for name, addresses in interfaces.items() if address in addresses]
+    return {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # what fails or takes too long ends the process, and waits for nobody
+        "TORCH_NCCL_BLOCKING_WAIT": "0",  # the host queues ahead; it waits for its device once a step
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(max(_LEAST_HEARTBEAT_S, int(_NCCL_PATIENCE * timeout_s))),
+        **({"NCCL_SOCKET_IFNAME": f"={names[0]}"} if names else {}),
+    }

@@ -25,6 +25,29 @@ class TensorGroup(Protocol):
         """The same at rank 0 alone; None at the others."""
 
 
+class Sending(Protocol):
+    """A tensor under way."""
+
+    def wait(self) -> None:
+        """Until it may be overwritten."""
+
+
+class PointToPoint(Protocol):
+    """A group whose ranks can send to each other."""
+
+    rank: int
+    size: int
+
+    def send(self, tensor: torch.Tensor, peer: int) -> Sending:
+        """To that rank of the group, which must receive."""
+
+    def receive(self, tensor: torch.Tensor, peer: int) -> None:
+        """Fill the tensor with what that rank of the group sends."""
+
+    def abort(self) -> None:
+        """End what is under way, and wait for nobody."""
+
+
 class Rehearsal:
     """Every rank of the group says what this one says, without talking."""
 
