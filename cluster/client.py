@@ -10,6 +10,7 @@ on with, so the request is sent again: nothing is told twice, but the server may
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Any, NoReturn
@@ -18,7 +19,14 @@ import httpx
 
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+KEY_VARIABLE = "MANTA_API_KEY"
 _GATEWAY_CLOSING = "gateway_closing"  #: `cluster.errors.GatewayClosing`
+
+
+def bearer(api_key: str | None = None) -> dict[str, str]:
+    """The header that says who asks: by this key or token, or that of the environment; nothing where there is none."""
+    key = api_key or os.environ.get(KEY_VARIABLE, "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class StreamFailed(Exception):
@@ -39,6 +47,7 @@ class StreamLost(Exception):
 class ResumingStream:
     """One request. Iterate over it once.
 
+    Without an `Authorization` in `headers` the key in the environment's `MANTA_API_KEY` is sent, if there is one.
     `resume_s`: after so long without a way to go on the stream is lost (a server keeps it for `gateway.resume_s`).
     `silence_s`: a connection that says nothing for so long counts as broken. `last_event_id`: go on from there with a
     stream that was begun elsewhere.
@@ -55,7 +64,8 @@ class ResumingStream:
         silence_s: float = 600.0,
         last_event_id: str = "",
     ) -> None:
-        self._reading = _Reading(path, body, dict(headers or {}), resume_s)
+        said = {name.lower(): value for name, value in {**bearer(), **(headers or {})}.items()}
+        self._reading = _Reading(path, body, said, resume_s)
         self._reading.last_event_id = last_event_id
         timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
         verify = base_url.startswith("https:")  # else loading the certificates would be in vain, and slow
@@ -110,7 +120,7 @@ class _Reading:
 
     def __init__(self, path: str, body: Mapping[str, Any], headers: dict[str, str], resume_s: float) -> None:
         self._path, self._body, self._resume_s = path, json.dumps({**body, "stream": True}).encode(), resume_s
-        self._headers = {**headers, "Accept": "text/event-stream"}
+        self._headers = {**headers, "accept": "text/event-stream"}
         self._buffer = b""
         self._has_read = self._has_connected = False  #: an event, a server
         self._lost_at: float | None = None  #: since then nothing has come
@@ -126,11 +136,11 @@ class _Reading:
         self._buffer = b""  # half an event was not handed out, and comes again
         self.broken = self._last_refusal = None
         if not self.last_event_id:
-            headers = {**self._headers, "Content-Type": "application/json"}
+            headers = {**self._headers, "content-type": "application/json"}
             return {"method": "POST", "url": self._path, "headers": headers, "content": self._body}
         self.num_resumed += 1
         stream = self.last_event_id.rpartition(":")[0]
-        headers = {**self._headers, "Last-Event-ID": self.last_event_id}
+        headers = {**self._headers, "last-event-id": self.last_event_id}
         return {"method": "GET", "url": f"/v1/streams/{stream}", "headers": headers}
 
     def read(self, data: bytes) -> Generator[Any, None, None]:

@@ -11,12 +11,12 @@ import msgspec
 from msgspec import Meta
 
 import engine
+from cluster.auth.config import AuthConfig, is_loopback
 from engine.config import ChainConfig, EngineConfig
 from engine.errors import ConfigError
 
 DEMO_MODEL = "demo"  #: the name under which the built-in model is asked for
 CHAIN_MODEL = "chain"  #: the one under which the engine without a model is
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Edge(StrEnum):
@@ -71,7 +71,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = ""
 
     def __post_init__(self) -> None:
-        if self.tenant_header and (self.host not in _LOOPBACK or self.edge is not Edge.DIRECT):
+        if self.tenant_header and (not is_loopback(self.host) or self.edge is not Edge.DIRECT):
             remedy = "anybody could name any tenant; leave it out, or listen on 127.0.0.1 with gateway.edge direct"
             raise ConfigError("gateway.tenant_header", self.tenant_header, remedy)
 
@@ -211,6 +211,7 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     models: tuple[ModelConfig, ...] = (ModelConfig(replicas=2),)
     gateway: GatewayConfig = GatewayConfig()
+    auth: AuthConfig = AuthConfig()
     router: RouterConfig = RouterConfig()
 
     def __post_init__(self) -> None:
@@ -220,6 +221,10 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError("models[].name", name, "two models have this name; give each its own")
+        if self.auth.is_on and self.gateway.tenant_header:
+            remedy = "with `auth` on, keys and tokens name the tenant; leave it out"
+            raise ConfigError("gateway.tenant_header", self.gateway.tenant_header, remedy)
+        require_auth(self.auth, "gateway.host", self.gateway.host)
 
     def model(self, name: str) -> ModelConfig:
         """The model served under `name`; KeyError if none is."""
@@ -227,3 +232,10 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if model.served_name == name:
                 return model
         raise KeyError(name)
+
+
+def require_auth(auth: AuthConfig, field: str, host: str) -> None:
+    """Refuse to listen where strangers are, unless they are asked who they are; `field` says who wants to."""
+    if not auth.is_on and not is_loopback(host):
+        remedy = "anybody who reaches it could use it: make an API key (`manta key create`) and set auth.api_keys"
+        raise ConfigError(field, host, f"{remedy}, or listen on 127.0.0.1")

@@ -2,12 +2,15 @@
 
     ApiError                     status, type, code, param, message, retry_after_s
       InvalidRequest       400   a field is wrong; `param` names it
+      Unauthorized         401   no credential, or none that is believed; which of them, nobody is told
+      Forbidden            403   a known caller who may not do this
       ModelNotFound        404
       StreamNotFound       404   never heard of, another tenant's, or its time is over
       StreamTaken          409   another connection has resumed the stream
       RateLimited          429   rate_limit_exceeded: the tenant's share of the queue is full
       Overloaded           503   server_is_overloaded: the queue is full
       NoReadyReplica       503   no_ready_replica
+      KeysUnavailable      503   a token cannot be checked: its issuer's keys cannot be had
       StreamsUnavailable   503   streams_unavailable: no shard can be asked for copies of streams
       GatewayClosing       503   the gateway is replaced; another one answers
       DeadlineExceeded     504   waited past its deadline; nothing was computed
@@ -48,6 +51,18 @@ class InvalidRequest(ApiError):
         self.code = code
 
 
+class Unauthorized(ApiError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("Say who asks, with an API key or a token that is valid: `Authorization: Bearer ...`.")
+        self.args = ()
+
+
+class Forbidden(ApiError):
+    status, type, code = 403, "permission_error", "admin_required"
+
+
 class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
@@ -62,6 +77,10 @@ class StreamNotFound(ApiError):
 
 class StreamTaken(ApiError):
     status, type, code = 409, "invalid_request_error", "stream_taken"
+
+
+class KeysUnavailable(ApiError):
+    status, type, code = 503, "server_error", "keys_unavailable"
 
 
 class StreamsUnavailable(ApiError):

@@ -15,6 +15,8 @@ _COMMANDS = {
     "up": ("deployments.commands.up", "start a Ray cluster of several hosts from a file, and an app on it"),
     "down": ("deployments.commands.down", "take such a cluster down, all of its hosts"),
     "hosts": ("deployments.commands.hosts", "show the hosts of a cluster and what runs on each"),
+    "key": ("deployments.commands.key", "make, list and revoke API keys"),
+    "token": ("deployments.commands.token", "for development: make a token, and the key pair that signs it"),
     "chat": ("deployments.commands.chat_client", "talk to a served model in the terminal"),
     "bench": ("deployments.commands.bench", "put load on a server and show what its clients saw"),
     "simulate": ("deployments.commands.simulate", "run router and scheduler on simulated load, replicas and time"),

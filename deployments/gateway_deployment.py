@@ -11,17 +11,20 @@ from typing import Any
 
 import msgspec
 from ray import serve
+from ray.serve.context import _get_global_client
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.handle_api import HandleApi
 from cluster.calls.calls import Calls
-from cluster.config import Edge, MantaConfig, ModelConfig
+from cluster.config import Edge, MantaConfig, ModelConfig, require_auth
 from cluster.gateway.app import build_gateway
+from cluster.gateway.layers import bearer
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
+from deployments.gateway_auth import open_auth
 from deployments.gateway_links import GatewayLinks
 from deployments.http_door import HttpDoor
 from deployments.leave import Leave
@@ -59,7 +62,8 @@ class GatewayDeployment:
         self._links = GatewayLinks(self._dispatcher, copies, shards)
         models = await asyncio.to_thread(_load_models, self._config)
         calls = Calls()
-        self._app = build_gateway(models, self._dispatcher, self._config.gateway, copies=copies, calls=calls)
+        identify = bearer(open_auth(self._config.auth)) if self._config.auth.is_on else None
+        self._app = build_gateway(models, self._dispatcher, self._config.gateway, identify, copies, calls)
         self._api = HandleApi(models, self._dispatcher, self._config.gateway, calls)
         gateway = self._config.gateway
         self._door = HttpDoor(self._app, gateway.host, gateway.port) if _edge(self._config) is Edge.DIRECT else None
@@ -119,7 +123,10 @@ def _load_model(model: ModelConfig) -> ServedModel:
 
 
 def _edge(config: MantaConfig) -> Edge:
-    """Resolve `auto`: through the proxy where Serve runs one."""
-    if config.gateway.edge is not Edge.AUTO:
-        return config.gateway.edge
-    return Edge.PROXY if serve.status().proxies else Edge.DIRECT
+    """Resolve `auto`: through the proxy where Serve runs one, which then must not be open to strangers."""
+    edge = config.gateway.edge
+    if edge is Edge.AUTO:
+        edge = Edge.PROXY if serve.status().proxies else Edge.DIRECT
+    if edge is Edge.PROXY:
+        require_auth(config.auth, "http_options.host", _get_global_client().http_config.host)
+    return edge

@@ -37,7 +37,7 @@ class Chat:
     async def prepare(self, body: ChatRequest, caller: Caller) -> ChatCall:
         """Validate, render and tokenize; whatever is wrong with the request is raised here."""
         serving = self._serving
-        model = serving.model(body.model)
+        model = serving.model(body.model, caller.principal)
         info = serving.engine_info(model)
         _refuse_unsupported(body)
         check_sampling(body, info, serving.config)
@@ -61,7 +61,7 @@ class Chat:
 
     def restore(self, body: ChatRequest, origin: CallOrigin, caller: Caller) -> ChatCall:
         """The call that was once prepared with this body and this origin."""
-        model = self._serving.model(body.model)
+        model = self._serving.model(body.model, caller.principal)
         return ChatCall(
             origin=origin,
             model=model,

@@ -38,7 +38,7 @@ class Completions:
     async def prepare(self, body: CompletionRequest, caller: Caller) -> CompletionCall:
         """Validate and tokenize; whatever is wrong with the request is raised here."""
         serving = self._serving
-        model = serving.model(body.model)
+        model = serving.model(body.model, caller.principal)
         info = serving.engine_info(model)
         _refuse_unsupported(body)
         check_sampling(body, info, serving.config)
@@ -58,7 +58,7 @@ class Completions:
     def _call(
         self, body: CompletionRequest, origin: CallOrigin, prompts: list[Prompt], caller: Caller
     ) -> CompletionCall:
-        model = self._serving.model(body.model)
+        model = self._serving.model(body.model, caller.principal)
         return CompletionCall(
             origin=origin,
             model=model,

@@ -97,7 +97,7 @@ class HandleApi:
 
     def _with_model(self, fields: dict[str, Any]) -> dict[str, Any]:
         if fields.get("model") is None:
-            fields["model"] = self._serving.model(None).name
+            fields["model"] = self._serving.model(None, Principal()).name
         return fields
 
 

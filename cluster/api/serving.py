@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 from cluster.api.prepared_call import CallOrigin
 from cluster.api.request_body import shown
+from cluster.auth.principal import Principal
 from cluster.calls.calls import Calls
 from cluster.calls.record import Caller, CallRecord
 from cluster.config import GatewayConfig
@@ -43,14 +44,21 @@ class Serving:
         """What is unique about a call's id."""
         return secrets.token_hex(12)
 
-    def model(self, name: str | None) -> ServedModel:
-        """The model of that name; without a name the only one."""
+    def models_of(self, principal: Principal) -> list[ServedModel]:
+        """Those that this one may use."""
+        return [model for name, model in self.models.items() if principal.models is None or name in principal.models]
+
+    def model(self, name: str | None, principal: Principal) -> ServedModel:
+        """The model of that name; without a name the only one. Who may not use it is not told that it is there."""
         if name is None:
-            if len(self.models) == 1:
-                return next(iter(self.models.values()))
-            raise InvalidRequest("`model` is missing, and several models are served.", "model")
+            allowed = self.models_of(principal)
+            if len(allowed) == 1:
+                return allowed[0]
+            raise InvalidRequest(
+                f"`model` is missing, and {'several models are' if allowed else 'none is'} served.", "model"
+            )
         found = self.models.get(name)
-        if found is None:
+        if found is None or (principal.models is not None and name not in principal.models):
             raise ModelNotFound(f"The model {shown(name)} is not served here; `/v1/models` lists what is.", "model")
         return found
 

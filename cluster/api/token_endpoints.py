@@ -31,17 +31,17 @@ class TokenEndpoints:
         self._serving, self._version = serving, version
 
     def models(self, scope: Scope) -> ModelList:
-        """Those configured, ready or not."""
-        return ModelList(data=[self._card(model) for model in self._serving.models.values()])
+        """Those configured that the caller may use, ready or not."""
+        return ModelList(data=[self._card(model) for model in self._serving.models_of(scope["principal"])])
 
     def model_card(self, scope: Scope) -> ModelCard:
         """One of them."""
         name: Any = scope["path_params"]["model"]
-        return self._card(self._serving.model(name))
+        return self._card(self._serving.model(name, scope["principal"]))
 
     async def tokenize(self, body: TokenizeRequest, principal: Principal) -> TokenizeResponse:
         """As the generating endpoints would do it."""
-        model = self._serving.model(body.model)
+        model = self._serving.model(body.model, principal)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("Give either `prompt` or `messages`.", "prompt")
         if body.prompt is not None:
@@ -56,7 +56,7 @@ class TokenEndpoints:
 
     async def detokenize(self, body: DetokenizeRequest, principal: Principal) -> DetokenizeResponse:
         """Special tokens included."""
-        model = self._serving.model(body.model)
+        model = self._serving.model(body.model, principal)
         for token_id in body.tokens:
             if not 0 <= token_id < model.tokenizer.vocab_size:
                 raise InvalidRequest(

@@ -8,10 +8,11 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.serving import Serving
+from cluster.auth.access import Access, require_admin
 from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig
 from cluster.gateway.api_docs import ApiDocs
-from cluster.gateway.endpoints import Asgi, list_endpoints
+from cluster.gateway.endpoints import Endpoint, list_endpoints
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
@@ -31,8 +32,8 @@ def build_gateway(
 ) -> ASGIApp:
     """The app for these models (by served name).
 
-    `identify` says who asks, from the request's headers (default: as the configuration has it). Without `copies` a
-    stream can be resumed nowhere. `calls` admits and records; it is shared with the other ways in.
+    `identify` says who asks (default: anyone, or for development whom a header names). Without `copies` a stream can
+    be resumed nowhere. `calls` admits and records; it is shared with the other ways in.
     """
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
@@ -40,28 +41,29 @@ def build_gateway(
     endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version)
     docs = ApiDocs(openapi_document(endpoints, version))
     routes: list[BaseRoute] = [
-        Route(path, _Endpoint(endpoint.run), methods=[endpoint.method])
-        for endpoint in endpoints
-        for path in (endpoint.path, *endpoint.aliases)
+        Route(path, _Guarded(endpoint), methods=[endpoint.method]) for endpoint in endpoints for path in endpoint.paths
     ]
+    open_paths = [path for endpoint in endpoints if endpoint.access is Access.OPEN for path in endpoint.paths]
     app: ASGIApp = _Routes([*routes, *docs.routes()])
     layers: list[Layer] = [
         RequestIds,
         Errors,
-        lambda inner: Identification(inner, identify),
+        lambda inner: Identification(inner, identify, open_paths),
     ]
     for layer in reversed(layers):
         app = layer(app)
     return app
 
 
-class _Endpoint:
-    """Starlette takes a class instance for an ASGI app, a function for something else."""
+class _Guarded:
+    """An endpoint for those who may."""
 
-    def __init__(self, run: Asgi) -> None:
-        self._run = run
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._run, self._access = endpoint.run, endpoint.access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._access is Access.ADMIN:
+            require_admin(scope["principal"])
         await self._run(scope, receive, send)
 
 

@@ -27,6 +27,7 @@ from cluster.api.schema_tokens import (
 from cluster.api.serving import Serving
 from cluster.api.stream_position import HEADER
 from cluster.api.token_endpoints import TokenEndpoints
+from cluster.auth.access import Access
 from cluster.auth.principal import Principal
 from cluster.gateway.generating import RESUME, Generating, Resuming
 from cluster.gateway.http_exchange import read_json_body, send_json
@@ -40,6 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     path: str
+    access: Access  #: without a default: nothing is open by omission
     summary: str
     run: Asgi
     answer: type[msgspec.Struct] | None = None  #: None: there are only streams
@@ -48,6 +50,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}  #: of the request, and what they are for
     aliases: Sequence[str] = ()
     error_statuses: Sequence[int] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All it is found under."""
+        return (self.path, *self.aliases)
 
 
 def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
@@ -60,6 +67,7 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="POST",
             path=CHAT,
+            access=Access.USER,
             summary="Answer a conversation",
             body=ChatRequest,
             answer=ChatResponse,
@@ -70,6 +78,7 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="POST",
             path=COMPLETIONS,
+            access=Access.USER,
             summary="Continue a text",
             body=CompletionRequest,
             answer=CompletionResponse,
@@ -81,6 +90,7 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="GET",
             path="/v1/models",
+            access=Access.USER,
             summary="List the served models",
             answer=ModelList,
             run=getting(tokens.models),
@@ -88,6 +98,7 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="GET",
             path="/v1/models/{model:path}",
+            access=Access.USER,
             summary="Describe a served model",
             answer=ModelCard,
             run=getting(tokens.model_card),
@@ -96,6 +107,7 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="POST",
             path="/v1/tokenize",
+            access=Access.USER,
             aliases=("/tokenize",),
             summary="Turn a text or a conversation into token ids",
             body=TokenizeRequest,
@@ -106,6 +118,7 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="POST",
             path="/v1/detokenize",
+            access=Access.USER,
             aliases=("/detokenize",),
             summary="Turn token ids into text",
             body=DetokenizeRequest,
@@ -116,12 +129,18 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
         Endpoint(
             method="GET",
             path="/health",
+            access=Access.OPEN,
             summary="Whether this gateway is alive",
             answer=Health,
             run=getting(tokens.health),
         ),
         Endpoint(
-            method="GET", path="/version", summary="The version of Manta", answer=Version, run=getting(tokens.version)
+            method="GET",
+            path="/version",
+            access=Access.USER,
+            summary="The version of Manta",
+            answer=Version,
+            run=getting(tokens.version),
         ),
     ]
 
@@ -133,6 +152,7 @@ def _resuming(serving: Serving, endpoints: Mapping[str, Generating]) -> list[End
         Endpoint(
             method="GET",
             path=RESUME,
+            access=Access.USER,
             summary="Go on with an event stream whose connection, or whose gateway, was lost",
             chunks=(ChatChunk, CompletionResponse),
             run=Resuming(serving, endpoints),

@@ -6,14 +6,15 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.auth.credential import is_tenant
 from cluster.auth.principal import Principal
-from cluster.errors import ApiError, InvalidRequest, StreamTaken
+from cluster.errors import ApiError, InvalidRequest, StreamTaken, Unauthorized
 from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
 from cluster.gateway.http_listener import ABORT
@@ -22,11 +23,10 @@ from cluster.gateway.sse import ReaderStalled
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY_AFTER_S = 1.0  #: of a 503 that does not say otherwise
 
 Layer = Callable[[ASGIApp], ASGIApp]
-Identify = Callable[[Scope], Principal]
+Identify = Callable[[Scope], Awaitable[Principal]]
 
 
 class RequestIds:
@@ -79,41 +79,61 @@ class Errors:
 
 
 class Identification:
-    """The one place where it is decided who asks: `scope["principal"]`."""
+    """The one place where it is decided who asks: `scope["principal"]`. Nobody passes without, but to an open path.
 
-    def __init__(self, app: ASGIApp, identify: Identify) -> None:
-        self._app, self._identify = app, identify
+    What was said of it is not there any more behind this: nobody can believe it again, or write it to a log.
+    """
+
+    def __init__(self, app: ASGIApp, identify: Identify, open_paths: Collection[str] = ()) -> None:
+        self._app, self._identify, self._open_paths = app, identify, frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["principal"] = self._identify(scope)
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            scope["principal"] = await self._identify(scope)
+        scope["headers"] = [pair for pair in scope.get("headers", ()) if not _says_who(pair[0])]
         await self._app(scope, receive, send)
 
 
-def anyone(scope: Scope) -> Principal:
-    """Everybody is the default tenant."""
-    return Principal()
+def _says_who(name: bytes) -> bool:
+    return name == b"authorization" or name.startswith(b"x-tenant")
+
+
+async def anyone(scope: Scope) -> Principal:
+    """Everybody is the default tenant, and may do all."""
+    return Principal(is_admin=True)
+
+
+def bearer(authenticate: Callable[[str | None], Awaitable[Principal]]) -> Identify:
+    """Who can prove it in the `Authorization` header, of which there must be one."""
+
+    async def identify(scope: Scope) -> Principal:
+        said = [value for name, value in scope["headers"] if name == b"authorization"]
+        return await authenticate(str(said[0], "latin-1") if len(said) == 1 else None)
+
+    return identify
 
 
 def believe(tenant_header: str) -> Identify:
     """The tenant is who that header says; the default tenant where it is missing."""
     name = tenant_header.lower().encode()
 
-    def identify(scope: Scope) -> Principal:
+    async def identify(scope: Scope) -> Principal:
         said = header(scope, name)
         if said is None:
-            return Principal()
-        if _TENANT.fullmatch(said) is None:
+            return Principal(is_admin=True)
+        if not is_tenant(said):
             raise InvalidRequest(
                 f"`{tenant_header}` must hold 1 to 64 letters, digits, `.`, `_` or `-`.", tenant_header
             )
-        return Principal(tenant=said)
+        return Principal(tenant=said, is_admin=True)
 
     return identify
 
 
 def error_headers(error: ApiError) -> list[Header]:
-    """`Allow` and `Retry-After` where they belong."""
+    """`Allow`, `WWW-Authenticate` and `Retry-After` where they belong."""
+    if isinstance(error, Unauthorized):
+        return [(b"www-authenticate", b'Bearer realm="manta"')]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", ", ".join(error.allow).encode())]
     retry_after_s = error.retry_after_s

@@ -42,7 +42,7 @@ def openapi_document(endpoints: Sequence[Endpoint], version: str) -> dict[str, A
     schema_of = dict(zip(unique, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        for path in (endpoint.path, *endpoint.aliases):
+        for path in endpoint.paths:
             name = path.replace(":path}", "}")
             paths.setdefault(name, {})[endpoint.method.lower()] = _operation(endpoint, name, schema_of)
     return {

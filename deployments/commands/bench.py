@@ -15,14 +15,17 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from cluster.client import bearer
 from deployments.commands.counting_bar import counting_bar
 from deployments.commands.http_load import Timeline, streamed_completion
+from deployments.commands.key import add_key_argument
 from deployments.simulation.workload import Arrival, write_trace
 from engine.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="server (default: %(default)s)")
+    add_key_argument(parser)
     parser.add_argument("--model", help="served name (default: the first of /v1/models)")
     parser.add_argument("--requests", type=int, default=64, metavar="N")
     parser.add_argument("--concurrency", type=int, default=16, metavar="C", help="requests at a time (closed loop)")
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.write_trace is not None:
         write_trace(args.write_trace, _arrivals(args))
         return 0
-    model = args.model or _first_model(args.url)
+    model = args.model or _first_model(args.url, bearer(args.key))
     bodies = list(_bodies(args, model))
     timelines = asyncio.run(_offer(args, bodies))
     report = summarise(timelines, sum(body["max_tokens"] for body in bodies))
@@ -57,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report["failed"] else 0
 
 
-def _first_model(url: str) -> str:
-    answer = httpx.get(f"{url}/v1/models", timeout=10.0)
+def _first_model(url: str, headers: dict[str, str]) -> str:
+    answer = httpx.get(f"{url}/v1/models", headers=headers, timeout=10.0)
     answer.raise_for_status()
     return str(answer.json()["data"][0]["id"])
 
@@ -101,12 +104,13 @@ async def _offer(args: argparse.Namespace, bodies: list[dict[str, Any]]) -> list
     """Send all requests, so many at a time or at such a rate; the start of each is when it was meant to start."""
     gate = asyncio.Semaphore(args.concurrency if args.rate is None else len(bodies))
     gaps_s = None if args.rate is None else _gaps_s(args)
+    headers = bearer(args.key)
     with counting_bar() as progress:
         bar = progress.add_task("requests", total=len(bodies))
 
         async def one(body: dict[str, Any]) -> Timeline:
             async with gate:
-                timeline = await streamed_completion(f"{args.url}/v1/completions", body)
+                timeline = await streamed_completion(f"{args.url}/v1/completions", body, headers)
             progress.advance(bar)
             return timeline
 

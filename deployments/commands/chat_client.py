@@ -15,12 +15,14 @@ from typing import Any, Protocol
 
 import httpx
 
-from cluster.client import ResumingStream, StreamFailed, StreamLost
+from cluster.client import ResumingStream, StreamFailed, StreamLost, bearer
 from deployments.commands.chat_session import ChatSession, Quit
+from deployments.commands.key import add_key_argument
 from engine.errors import MantaError
 
 #: A connection must come at once; a first token may wait in the server's queue.
 TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+CHAT = "/v1/chat/completions"
 _CONTROL_CHARACTERS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
@@ -142,6 +144,7 @@ class ScreenTerminal:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `manta chat`."""
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    add_key_argument(parser)
     parser.add_argument("--model", help="the model to talk to (default: the first that the server lists)")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="sampling field")
@@ -150,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Talk until the input ends; 1 when piped input met an error."""
     url = args.url.rstrip("/").removesuffix("/v1")
-    with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
+    with httpx.Client(base_url=url, timeout=TIMEOUT, headers=bearer(args.key)) as client:
         session = open_session(client, args)
         if sys.stdin.isatty() and sys.stdout.isatty():
             screen = ScreenTerminal()
@@ -168,7 +171,9 @@ def open_session(client: httpx.Client, args: argparse.Namespace) -> ChatSession:
         response.raise_for_status()
         models = tuple(str(card["id"]) for card in response.json()["data"])
     except httpx.HTTPStatusError as error:
-        raise ChatFailed(url, f"/v1/models answers {error.response.status_code}; is this a Manta server?") from None
+        status = error.response.status_code
+        hint = "give a valid key with --key or MANTA_API_KEY" if status == 401 else "is this a Manta server?"
+        raise ChatFailed(url, f"/v1/models answers {status}; {hint}") from None
     except httpx.HTTPError as error:
         raise ChatFailed(url, f"no server answers ({error}); start one with scripts/serve or give --url") from None
     except (ValueError, KeyError, TypeError):
@@ -266,7 +271,8 @@ def stream_answer(
     """Post `body` and fill `answer` as its events come, also over a lost gateway. Leaving early frees the work."""
     began = now()
     try:
-        with closing(iter(ResumingStream(str(client.base_url), "/v1/chat/completions", body))) as events:
+        who = {name: value for name, value in client.headers.items() if name == "authorization"}
+        with closing(iter(ResumingStream(str(client.base_url), CHAT, body, headers=who))) as events:
             for event in events:
                 take_event(event, answer, show, now() - began)
     except (StreamFailed, StreamLost) as error:

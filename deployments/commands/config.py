@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", metavar="T", help="float32, bfloat16, float16 or auto")
     parser.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="P", help="port to listen on (default: 8000)")
+    parser.add_argument("--api-keys", metavar="FILE", help="ask for API keys: those of FILE (`manta key`)")
     parser.add_argument(
         "--set",
         action="append",
@@ -43,6 +45,8 @@ def config_from(args: argparse.Namespace) -> MantaConfig:
     gateway = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
     if gateway:
         settings["gateway"] = gateway
+    if args.api_keys is not None:
+        settings["auth"] = {"api_keys": str(Path(args.api_keys).expanduser().absolute())}
     return read_config(settings, file=args.config, overrides=overrides)
 
 

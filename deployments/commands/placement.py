@@ -7,12 +7,12 @@ import ray
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
+from cluster.auth.config import is_loopback
 from cluster.config import Edge, MantaConfig
 from deployments.app import APP_NAME
 from engine.errors import MantaError
 
 _ANY = ("0.0.0.0", "::")
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class OnlyLoopback(MantaError):
@@ -23,7 +23,7 @@ class OnlyLoopback(MantaError):
         self.host, self.num_hosts = host, num_hosts
 
     def __str__(self) -> str:
-        remedy = "give --host 0.0.0.0, and see to it that only who may can reach the port"
+        remedy = "give --host 0.0.0.0 and --api-keys FILE (docs/security.md)"
         return f"gateway.host {self.host!r}: on a cluster of {self.num_hosts} hosts nobody knows whose; {remedy}"
 
 
@@ -40,7 +40,7 @@ def place_replicas() -> dict[str, dict[str, int]]:
 def require_reachable(config: MantaConfig) -> None:
     """Before anything is started; raises `OnlyLoopback` where gateways would listen on some hosts' loopback."""
     edge, num_hosts = config.gateway.edge, sum(node["Alive"] for node in ray.nodes())
-    if num_hosts < 2 or config.gateway.host not in _LOOPBACK or edge is Edge.PROXY:
+    if num_hosts < 2 or not is_loopback(config.gateway.host) or edge is Edge.PROXY:
         return
     if edge is Edge.DIRECT or not _details().get("proxies"):
         raise OnlyLoopback(config.gateway.host, num_hosts)

@@ -84,15 +84,12 @@ def _wait_ready(config: MantaConfig, progress: StartProgress, stop: threading.Ev
 
 
 def _http_ready(config: MantaConfig) -> bool:
-    """Whether every gateway answers and knows all models."""
+    """Whether every gateway answers."""
     urls = gateway_urls(config)
     try:
-        answers = [httpx.get(f"{url}/v1/models", timeout=2.0) for url in urls]
+        return bool(urls) and all(httpx.get(f"{url}/health", timeout=2.0).status_code == 200 for url in urls)
     except httpx.HTTPError:
         return False
-    return bool(urls) and all(
-        answer.status_code == 200 and len(answer.json()["data"]) == len(config.models) for answer in answers
-    )
 
 
 def raise_failure() -> None:
@@ -117,5 +114,8 @@ def _greet(config: MantaConfig, progress: StartProgress) -> None:
     name = config.models[0].served_name
     body = msgspec.json.encode({"model": name, "messages": [{"role": "user", "content": "Tell me about the sea."}]})
     urls = gateway_urls(config)
+    key = '-H "Authorization: Bearer $MANTA_API_KEY" ' if config.auth.is_on else ""
     progress.say(f"[bold green]ready[/bold green] on {', '.join(urls)}  (Ctrl-C stops)")
-    print(f"curl {urls[0]}/v1/chat/completions -H 'Content-Type: application/json' -d '{body.decode()}'", flush=True)
+    print(
+        f"curl {urls[0]}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body.decode()}'", flush=True
+    )

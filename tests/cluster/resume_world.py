@@ -90,9 +90,11 @@ class GatewayInWorld:
 def a_gateway(name: str, generator: Generator, *shards: Shard, tenant: str = "t", **settings: Any) -> GatewayInWorld:
     config = GatewayConfig(**settings)
     copies = StreamCopies(config.resume_s, max(1, len(shards)))
-    app = build_gateway(
-        {MODEL: served_model()}, generator, config, lambda scope: Principal(tenant=tenant), copies=copies
-    )
+
+    async def identify(scope: Any) -> Principal:
+        return Principal(tenant=tenant)
+
+    app = build_gateway({MODEL: served_model()}, generator, config, identify, copies)
     gateway = GatewayInWorld(name, app, copies)
     for number, shard in enumerate(shards):
         gateway.connect(shard, number)

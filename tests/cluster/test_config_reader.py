@@ -56,6 +56,11 @@ def test_overrides_reach_one_of_several_models() -> None:
         ({"engine": {"max_batched_tokens": 8}}, [], ["max_batched_tokens", "8", "at least max_num_seqs = 64"]),
         ({"gateway": {"tenant_header": "X-T"}}, [], ["gateway.tenant_header", "anybody could name any tenant"]),
         ({"gateway": {"tenant_header": "T", "edge": "direct", "host": "0.0.0.0"}}, [], ["listen on 127.0.0.1"]),
+        (
+            {"gateway": {"host": "0.0.0.0"}},
+            [],
+            ["gateway.host", "'0.0.0.0'", "set auth.api_keys, or listen on 127.0.0.1"],
+        ),
         ({}, ["port"], ["--set", "write key=value"]),
         ({}, ["gateway.port=1", "gateway.port.x=1"], ["--set", "holds a value"]),
         ({}, ["models.3.replicas=1"], ["--set", "no entry '3'"]),

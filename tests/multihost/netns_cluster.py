@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from cluster.auth.api_keys import KeyFile, make_key, write_key_file
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = os.environ.get("MANTA_NETNS", "")
 PREFIX, NET = "mnta", "10.78.0"
@@ -51,6 +53,12 @@ class Hosts:
     def address(self, number: int) -> str:
         return f"{NET}.{10 + number}"
 
+    def make_api_key(self) -> str:
+        """One that gateways take which were told of `~/manta_keys.json`."""
+        key, kept = make_key("default", ["*"], False, None)
+        (self.folder / "keys.json").write_bytes(write_key_file(KeyFile([kept])))
+        return key
+
     def cluster_file(self) -> Path:
         """The file as it is, but for the machines: they see this checkout, so nothing is installed."""
         cluster = yaml.safe_load((ROOT / "ray_config.local.yaml").read_text().replace("~/manta", str(ROOT)))
@@ -61,6 +69,7 @@ class Hosts:
         cluster["min_workers"] = cluster["max_workers"] = len(workers)
         cluster["setup_commands"] = []
         del cluster["file_mounts"][str(ROOT)]
+        cluster["file_mounts"]["~/manta_keys.json"] = str(self.folder / "keys.json")
         path = self.folder / "cluster.yaml"
         path.write_text(yaml.safe_dump(cluster), encoding="utf-8")
         return path

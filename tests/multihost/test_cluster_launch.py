@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.client import ResumingStream, StreamLost
+from cluster.client import KEY_VARIABLE, ResumingStream, StreamLost
 from deployments.commands.cluster_file import read_cluster_file
 from engine.chain_startup import VOCAB_SIZE
 from scripts.chaos_run.workload import chain_tokens
@@ -26,7 +26,9 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 MANTA = f"{ROOT}/.venv/bin/manta"
-DEPLOY = "chain --replicas 3 --host 0.0.0.0 --set gateway.replicas=3 --set chain.step_s=0.02"
+DEPLOY = (
+    "chain --replicas 3 --host 0.0.0.0 --set gateway.replicas=3 --set chain.step_s=0.02 --api-keys ~/manta_keys.json"
+)
 NUM_STREAMS, NUM_TOKENS = 24, 400
 SILENCE_S = 5.0  #: a client that hears nothing for so long goes to another gateway
 
@@ -102,7 +104,8 @@ async def read_streams(urls: Sequence[str], during: Any = None) -> int:
     return sum(moves > 0 for _, _, moves in results)
 
 
-def test_three_hosts_lose_one_and_no_stream(hosts: Hosts) -> None:
+def test_three_hosts_lose_one_and_no_stream(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, hosts.make_api_key())
     story, file = Story(), hosts.cluster_file()
     story.tell("three hosts")
     assert manta("up", str(file), "--manta", MANTA, "--timeout", "180", "--deploy", DEPLOY) == 0

@@ -203,7 +203,7 @@ async def test_what_the_engine_gave_up_is_an_error(finish: FinishReason, status:
 
 
 async def test_the_tenant_salts_the_prefix_cache() -> None:
-    def identify(scope: Any) -> Principal:
+    async def identify(scope: Any) -> Principal:
         return Principal(tenant=header(scope, b"x-test-tenant") or "nobody")
 
     async with local_generator() as generator:
@@ -229,7 +229,7 @@ async def test_what_several_attempts_computed_is_counted_once() -> None:
 
 
 async def test_a_text_as_user_or_cache_key_names_a_session_of_the_tenant() -> None:
-    def identify(scope: Any) -> Principal:
+    async def identify(scope: Any) -> Principal:
         return Principal(tenant=header(scope, b"x-test-tenant") or "nobody")
 
     async with local_generator() as generator:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cluster.auth.config import AuthConfig
 from cluster.config import Edge, GatewayConfig, MantaConfig
 from deployments import cli
 from deployments.commands import placement
@@ -44,8 +45,8 @@ def test_a_file_that_is_none_is_said_in_a_line(command: str, capsys: pytest.Capt
     assert capsys.readouterr().err == "manta: /nowhere/cluster.yaml: No such file or directory\n"
 
 
-def configured(host: str) -> MantaConfig:
-    return MantaConfig(gateway=GatewayConfig(host=host))
+def configured(host: str, edge: Edge = Edge.AUTO) -> MantaConfig:
+    return MantaConfig(gateway=GatewayConfig(host=host, edge=edge), auth=AuthConfig(api_keys="/etc/manta/keys.json"))
 
 
 def details(proxies: list[str], *gateways: tuple[str, str]) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def test_loopback_on_several_hosts_is_refused(
     nodes = [{"Alive": number < num_alive} for number in range(3)]
     monkeypatch.setattr(placement, "_details", lambda: details(proxies))
     monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
-    config = MantaConfig(gateway=GatewayConfig(host=host, edge=edge))
+    config = configured(host, edge)
     if not is_refused:
         require_reachable(config)
         return
