@@ -21,6 +21,12 @@ class DType(StrEnum):
     FLOAT16 = "float16"
 
 
+class Offload(StrEnum):
+    NONE = "none"
+    CPU = "cpu"
+    NVME = "nvme"
+
+
 class Batching(StrEnum):
     CONTINUOUS = "continuous"
     DYNAMIC = "dynamic"
@@ -38,6 +44,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = DType.AUTO
     device: Annotated[str, Meta(description="`auto` (cuda when there is one), `cpu`, `cuda` or `cuda:N`.")] = "auto"
+    offload: Annotated[
+        Offload,
+        Meta(
+            description="Where the layers' weights wait while they do not compute, for a model larger than the "
+            "device's memory: two layers are on the device, the next one is fetched while one computes. `cpu`: in "
+            "the host's memory, for a GPU. `nvme`: in a file of `offload_dir`."
+        ),
+    ] = Offload.NONE
+    offload_dir: Annotated[
+        str,
+        Meta(
+            description="Folder on a fast disk, with room for the layers (the file has no name and goes with the "
+            "process). Unset: the one for temporary files."
+        ),
+    ] = ""
     max_model_len: Annotated[
         PositiveInt | None,
         Meta(description="Longest prompt plus output in tokens. Unset: the model's own limit."),

@@ -37,6 +37,8 @@ def fuse_decoder(
         return None
     if model.part.stage_cut is not None:
         return None  # a stage has not all parts of a model
+    if model.has_streamed_layers:
+        return None  # their weights come one layer after the other
     if layers_stay_modules():
         log.info("the layers stay modules: %s=modules", KERNELS_VARIABLE)
         return None

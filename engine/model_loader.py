@@ -41,6 +41,7 @@ class LoadedModel:
     vocab_size: int
     layers: list[LayerShape]  #: what each layer of this rank caches per token
     part: RankPart
+    has_streamed_layers: bool = False  #: their weights are there only while they compute (`engine.offload`)
 
     @property
     def first_layer(self) -> int:
@@ -163,12 +164,34 @@ def load_model(
     checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, device: torch.device, part: RankPart | None = None
 ) -> LoadedModel:
     """Build the model (or a rank's part) and fill it; refuses weights that are missing or belong to nothing."""
-    register_attention()
     part = part or RankPart(RankLayout(), 0)
+    module = load_module(checkpoint, config, dtype=dtype, device=device, part=part)
+    return describe_model(checkpoint, config, module, dtype=dtype, device=device, part=part)
+
+
+def load_module(
+    checkpoint: Checkpoint, config: Any, *, dtype: torch.dtype, device: torch.device, part: RankPart
+) -> nn.Module:
+    """Build and fill, no more."""
+    register_attention()
     module, report = _from_pretrained(checkpoint, config, dtype, part)
     _check_report(checkpoint, report)
     module = module.to(device).requires_grad_(False).eval()
     part.join(module, dtype, device)
+    return module
+
+
+def describe_model(
+    checkpoint: Checkpoint,
+    config: Any,
+    module: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    part: RankPart,
+    has_streamed_layers: bool = False,
+) -> LoadedModel:
+    """A filled model whose layers have been tried."""
     return LoadedModel(
         module=module,
         device=device,
@@ -176,6 +199,7 @@ def load_model(
         vocab_size=int(config.vocab_size),
         layers=_probe_layers(checkpoint, config, module, device, part),
         part=part,
+        has_streamed_layers=has_streamed_layers,
     )
 
 

@@ -7,14 +7,14 @@ import torch
 import transformers
 
 from engine.checkpoint import Checkpoint
-from engine.config import EngineConfig
+from engine.config import EngineConfig, Offload
 from engine.errors import ConfigError
-from engine.kernels.fuse import fuse_modules
+from engine.kernels.fuse import use_kernels
 from engine.kernels.library import Kernels
-from engine.kernels.linear import pack_linears
 from engine.kv_cache import KVCache, bytes_per_token, count_blocks, free_memory
 from engine.model_loader import LoadedModel, choose_dtype, load_model, model_config, position_limit
 from engine.model_runner import ModelRunner
+from engine.offload import load_offloaded
 from engine.rank_part import RankPart
 from parallel.cores import CoreShare
 
@@ -34,11 +34,15 @@ def load_part(
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     dtype = choose_dtype(config.dtype, checkpoint, device)
+    if dtype is not torch.bfloat16:
+        kernels = None
+    if config.offload is not Offload.NONE:
+        return load_offloaded(
+            checkpoint, described, config, dtype=dtype, device=device, kernels=kernels, part=part
+        ), limit
     loaded = load_model(checkpoint, described, dtype=dtype, device=device, part=part)
-    if kernels is not None and dtype is torch.bfloat16:
-        fused = fuse_modules(loaded.module, kernels)
-        packed = pack_linears(loaded.module, kernels)
-        log.info("packed %d linear layers, fused %s, left %s", packed, fused.replaced, fused.refused)
+    if kernels is not None:
+        use_kernels(loaded.module, kernels)
     return loaded, limit
 
 

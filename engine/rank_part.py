@@ -3,13 +3,14 @@
 `cut` and the slices are for loading (`engine.model_loader`); `connect` follows when the rank has met its group.
 """
 
+import copy
 from typing import Any
 
 import torch
 
 from parallel.layout import RankLayout
 from parallel.process_group import RankGroups
-from parallel.stage_cut import PipeLink, StageCut, cut_stage, join_stage
+from parallel.stage_cut import PipeLink, StageCut, cut_stage, join_stage, leave_one_layer
 from parallel.tensor_cut import TensorCut, cut_tensors, join_layers, reduce_outputs
 from parallel.tensor_group import GroupLink
 
@@ -24,20 +25,36 @@ class RankPart:
         self._pipe = PipeLink()
         self.tensor_cut = TensorCut(self._position.tp_rank, layout.tensor_parallel)
         self.stage_cut: StageCut | None = None
+        self._piece: int | None = None
 
     @property
     def is_whole(self) -> bool:
-        """One rank holds everything."""
-        return self.layout.world_size == 1
+        """One rank holds everything, all at once."""
+        return self.layout.world_size == 1 and self._piece is None
 
     @property
     def computes_logits(self) -> bool:
         """This rank samples and answers: rank 0 of the last stage."""
         return self.layout.is_last_stage(self.rank) and self._position.tp_rank == 0
 
+    def piece(self, index: int) -> "RankPart":
+        """Layer `index` of this part alone, to be loaded by itself; the first comes with what is around the layers."""
+        piece = copy.copy(self)
+        piece._piece = index
+        return piece
+
+    def take(self, piece: "RankPart") -> None:
+        """Own a piece that has been loaded; the first one first."""
+        if piece._piece == 0:
+            self.tensor_cut, self.stage_cut = piece.tensor_cut, piece.stage_cut
+        else:
+            self.tensor_cut.reduced += piece.tensor_cut.reduced
+
     def cut(self, model: Any) -> None:
         """Leave this rank's part of a model on the meta device. Raises `LayoutError`."""
         self.stage_cut = cut_stage(model, self.layout, self.rank)
+        if self._piece is not None:
+            leave_one_layer(model, self._piece)
         self.tensor_cut = cut_tensors(model, self.layout.tensor_parallel, self._position.tp_rank)
 
     def join(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:

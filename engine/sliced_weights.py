@@ -31,6 +31,7 @@ class SlicedWeights(dict[str, Any]):
     def __init__(self, checkpoint: Checkpoint, part: RankPart, files: ExitStack) -> None:
         super().__init__()
         self._checkpoint, self._part = checkpoint, part
+        files.callback(self.clear)  # each slice holds its file, and classes (`sliced_class`) live until the next sweep
         for file in checkpoint.weight_files:
             opened = files.enter_context(safe_open(file, framework="pt"))
             self.update({name: _Slice(opened.get_slice(name)) for name in opened.keys()})  # noqa: SIM118

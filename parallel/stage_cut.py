@@ -123,6 +123,27 @@ def cut_stage(model: Any, layout: RankLayout, rank: int) -> StageCut | None:
     return cut
 
 
+def find_layer_list(model: Any) -> str:
+    """Name of the list that holds the model's layers. Raises `LayoutError`."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return str(name)
+    raise CannotSplit(f"{type(model).__name__} does not hold its layers in one list", "use offload none")
+
+
+def leave_one_layer(model: Any, index: int) -> None:
+    """Of a model on the meta device leave layer `index` (counted among those here); with the first, what is around."""
+    layers = model.get_submodule(find_layer_list(model))
+    here = [number for number, layer in enumerate(layers) if not isinstance(layer, OtherStage)]
+    for number in here:
+        if number != here[index]:
+            layers[number] = OtherStage()
+    if index > 0:
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            _replace(model, next(name for name, module in model.named_modules() if module is end), OtherStage())
+        model.all_tied_weights_keys = {}
+
+
 def join_stage(model: Any, cut: StageCut | None, link: PipeLink, dtype: torch.dtype, device: torch.device) -> None:
     """Put the stage's input and output in their places, once the model is filled."""
     if cut is None:

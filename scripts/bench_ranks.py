@@ -114,7 +114,7 @@ def _bench_steps(args: argparse.Namespace) -> None:
     whole.pin_thread()
     print(f"decode step of {args.model} ({info.dtype}), ms, p10:")
     for count in args.sequences:
-        print(f"  1 rank, {whole.num_threads} threads, {count:3} sequences: {_decode(core, count, args):8.2f}")
+        print(f"  1 rank, {whole.num_threads} threads, {count:3} sequences: {decode_ms(core, count, args):8.2f}")
     core.executor.close()
     for layout in (RankLayout(args.ranks, 1), RankLayout(1, args.ranks)):
         spawner = on_this_host(layout.pipeline_parallel, shares, args.ranks)
@@ -124,11 +124,11 @@ def _bench_steps(args: argparse.Namespace) -> None:
         p50, p99 = _timed(lambda core=core: core.executor.execute(StepPlan(0, [], [], [])), 2000)
         print(f"  {layout}: an empty step, driver to ranks and back: {p50:.0f} us p50, {p99:.0f} us p99")
         for count in args.sequences:
-            print(f"  {layout}, {count:3} sequences: {_decode(core, count, args):8.2f}")
+            print(f"  {layout}, {count:3} sequences: {decode_ms(core, count, args):8.2f}")
         core.executor.close()
 
 
-def _decode(core: EngineCore, count: int, args: argparse.Namespace) -> float:
+def decode_ms(core: EngineCore, count: int, args: argparse.Namespace) -> float:
     """Milliseconds of the step that a tenth of the steps in which all of `count` sequences decode fall below."""
     for index in range(count):
         prompt = [(7 * index + 3 * position) % 900 + 3 for position in range(args.context)]

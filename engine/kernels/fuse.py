@@ -1,11 +1,12 @@
 """Replaces parts of a model by fused kernels, found by structure and kept only if they compute the same.
 
 No list of models: a class is tried once on random input against the module it would replace, and a difference
-leaves every module of that class as it was. Call it before `pack_linears`, which takes what is left.
+leaves every module of that class as it was. `pack_linears` takes what is left.
 """
 
 import copy
 import inspect
+import logging
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ from torch import nn
 
 from engine.kernels.elementwise import FusedRMSNorm, Norm, Rotary, fused_rotary
 from engine.kernels.library import Kernels
+from engine.kernels.linear import pack_linears
 from engine.kernels.mlp import gated_mlp, is_packable
 from engine.kernels.stacked import stack_linears
+
+log = logging.getLogger(__name__)
 
 _ROTARY = "apply_rotary_pos_emb"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -58,6 +62,13 @@ def fuse_modules(model: nn.Module, kernels: Kernels) -> FusionReport:
         _stack_projections(model, kernels, report, generator)
         _fuse_rotary(model, kernels, report, generator)
     return report
+
+
+def use_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Replace and pack whatever of a bf16 model on a CPU the kernels compute; the model is changed in place."""
+    fused = fuse_modules(model, kernels)
+    packed = pack_linears(model, kernels)
+    log.info("packed %d linear layers, fused %s, left %s", packed, fused.replaced, fused.refused)
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

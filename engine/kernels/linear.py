@@ -69,6 +69,10 @@ class PackedLinear(nn.Module):
         )  # fmt: skip
         return out
 
+    def read_from(self, packed: torch.Tensor) -> None:
+        """Take the packed weight from this place from now on; it has the old one's shape, and may be filled later."""
+        self.packed, self._packed_ptr = packed, packed.data_ptr()
+
     __call__ = forward  # without the look for hooks, which costs more than a small product's own overhead
 
     def extra_repr(self) -> str:

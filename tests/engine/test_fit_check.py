@@ -8,7 +8,7 @@ import torch
 
 from engine import fit_check, kv_cache
 from engine.checkpoint import Checkpoint, read_checkpoint
-from engine.config import DType, EngineConfig
+from engine.config import DType, EngineConfig, Offload
 from engine.errors import ConfigError
 from engine.fit_check import check_fit
 from engine.kernels.library import load_kernels
@@ -18,18 +18,18 @@ from tests.engine.tiny_models import save_tiny_model
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+}
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
     """A Llama of 3.4 million numbers in float32: 6.5 MiB when converted to float16, with 2 KiB of cache a token."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 256,
-        "intermediate_size": 1024,
-        "num_key_value_heads": 4,
-        "vocab_size": 2048,
-    }
-    return read_checkpoint(save_tiny_model("llama", tmp_path, **sizes))
+    return read_checkpoint(save_tiny_model("llama", tmp_path, **SIZES))
 
 
 def check(checkpoint: Checkpoint, layout: RankLayout = RankLayout(), **settings: Any) -> None:  # noqa: B008
@@ -50,6 +50,7 @@ def test_weights_that_do_not_fit(layout: RankLayout, checkpoint: Checkpoint, mon
         check(checkpoint, layout)
     assert refusal.value.key == "tensor_parallel x pipeline_parallel"
     assert "float16" in refusal.value.remedy
+    assert "engine.offload nvme" in refusal.value.remedy
     assert ("for all 4 ranks" in refusal.value.remedy) == (layout.world_size == 4)
 
 
@@ -70,6 +71,34 @@ def test_layers_that_are_packed_need_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fit_check, "free_memory", lambda _: 5 * MIB)
     with pytest.raises(ConfigError, match=r"5\.6 MiB for weights in bfloat16"):
         check(demo, dtype=DType.BFLOAT16)
+
+
+def test_of_streamed_layers_two_need_memory(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four layers of 2 MiB, and 1 MiB each for embedding and output layer."""
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 7 * MIB)
+    deep = read_checkpoint(save_tiny_model("llama", checkpoint.path / "deep", num_hidden_layers=4, **SIZES))
+    check(deep, offload=Offload.NVME)
+    with pytest.raises(ConfigError, match=r"10\.\d MiB for weights in float16"):
+        check(deep)
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 5 * MIB)
+    with pytest.raises(ConfigError, match=r"6\.\d MiB for weights in float16") as refusal:
+        check(deep, offload=Offload.NVME)
+    assert "offload" not in refusal.value.remedy
+
+
+def test_layers_in_the_memory_of_the_host_are_for_another_device(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.offload = 'cpu': the device is the CPU"):
+        check(checkpoint, offload=Offload.CPU)
+    monkeypatch.setattr(fit_check, "free_memory", lambda _: 3 * MIB)
+    with pytest.raises(ConfigError, match=r"layers take 4\.\d MiB, and the host has 3\.0 MiB free: use nvme"):
+        check_fit(
+            checkpoint,
+            EngineConfig(dtype=DType.FLOAT16, offload=Offload.CPU),
+            RankLayout(),
+            torch.device("cuda", 0),
+        )
 
 
 @pytest.mark.parametrize("key", ["kv_cache_tokens", "max_model_len"])
