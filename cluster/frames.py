@@ -7,9 +7,9 @@ A connection opens with `Challenge` (from the side that listens) and `Hello` (a 
 secret); after that:
 
     gateway -> router   Enqueue, Withdraw, Ended, Condemn,    router -> gateway   Grant, Refuse, Move, Pulse,
-                        Keep, Journal, Release, Fetch                             ReplicaUp, ReplicaDown,
-                                                                                  Stored, Taken
-    replica -> router   Announce, Report, Leave               router -> replica   Drain, Pulse
+                        Keep, Journal, Release, Fetch,                            ReplicaUp, ReplicaDown,
+                        Figures, Scrape                                           Stored, Taken, Scraped
+    replica -> router   Announce, Report, Leave, Vitals       router -> replica   Drain, Pulse
     gateway -> replica  Submit, Cancel                        replica -> gateway  Tokens, Failed, Beat
     router -> router    Spare
 """
@@ -18,6 +18,7 @@ from enum import StrEnum
 
 import msgspec
 
+from cluster.metrics.snapshot import Snapshot
 from engine.config import EngineInfo
 from engine.framing import Challenge as Challenge
 from engine.framing import Frame as Frame
@@ -131,6 +132,18 @@ class Fetch(Frame, frozen=True, tag="fetch"):
     tenant: str
 
 
+class Figures(Frame, frozen=True, tag="figures"):
+    """What the gateway counts, told every few seconds."""
+
+    snapshot: Snapshot
+
+
+class Scrape(Frame, frozen=True, tag="scrape"):
+    """Somebody wants the metrics of all: tell what you know. Answered by `Scraped`."""
+
+    ticket: int
+
+
 class Grant(Frame, frozen=True, tag="grant"):
     """Submit this request to that replica within `lease_s`."""
 
@@ -138,6 +151,7 @@ class Grant(Frame, frozen=True, tag="grant"):
     attempt: int
     replica_id: str
     lease_s: float
+    waited_s: float = 0.0  #: from asking a shard to this grant, as the shard counts: less the messages' ways
 
 
 class Refuse(Frame, frozen=True, tag="refuse"):
@@ -182,6 +196,13 @@ class Taken(Frame, frozen=True, tag="taken"):
     epoch: int
 
 
+class Scraped(Frame, frozen=True, tag="scraped"):
+    """The answer to a `Scrape`: the shard, its replicas, gateways that have told it, and who has ended lately."""
+
+    ticket: int
+    snapshots: list[Snapshot]
+
+
 class ReplicaUp(Frame, frozen=True, tag="up"):
     replica: ReplicaInfo
 
@@ -205,6 +226,23 @@ class Report(Frame, frozen=True, tag="report"):
 
 class Leave(Frame, frozen=True, tag="leave"):
     """The replica drains: no more grants to it. What it runs goes on."""
+
+
+class GpuReading(msgspec.Struct, frozen=True, array_like=True):
+    """One device of a replica, as NVML reads it. None: it does not say."""
+
+    gpu: str  #: its UUID
+    memory_used_bytes: int | None = None
+    memory_bytes: int | None = None
+    utilization: float | None = None  #: 0 to 1
+    power_watts: float | None = None
+    fault: str = ""  #: empty: none
+
+
+class Vitals(Frame, frozen=True, tag="vitals"):
+    """The replica's devices, told every few seconds where they can be read."""
+
+    gpus: list[GpuReading]
 
 
 class Spare(Frame, frozen=True, tag="spare"):
@@ -249,7 +287,10 @@ class Beat(Frame, frozen=True, tag="beat"):
     patience_s: float  #: `progress` may stand still so long in an honest step
 
 
-ToRouter = Enqueue | Withdraw | Ended | Condemn | Keep | Journal | Release | Fetch | Announce | Report | Leave | Spare
-FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown | Stored | Taken
+ToRouter = (
+    Enqueue | Withdraw | Ended | Condemn | Keep | Journal | Release | Fetch | Figures | Scrape | Announce | Report
+    | Leave | Vitals | Spare
+)  # fmt: skip
+FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown | Stored | Taken | Scraped
 ToReplica = Submit | Cancel
 FromReplica = Tokens | Failed | Beat

@@ -21,6 +21,7 @@ from cluster.calls.calls import Calls
 from cluster.config import Edge, MantaConfig, ModelConfig, require_auth
 from cluster.gateway.app import build_gateway
 from cluster.gateway.layers import bearer
+from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
@@ -59,11 +60,14 @@ class GatewayDeployment:
         self._dispatcher = Dispatcher(name)
         shards = Shards(self._config.router.shards, join_router, cluster_secret())
         copies = StreamCopies(self._config.gateway.resume_s, shards.count)
-        self._links = GatewayLinks(self._dispatcher, copies, shards)
+        self._metrics = GatewayMetrics(self._dispatcher)
+        self._links = GatewayLinks(self._dispatcher, copies, self._metrics.scrapes, shards)
         models = await asyncio.to_thread(_load_models, self._config)
-        calls = Calls()
+        calls = Calls(sinks=[self._metrics.calls])
         identify = bearer(open_auth(self._config.auth)) if self._config.auth.is_on else None
-        self._app = build_gateway(models, self._dispatcher, self._config.gateway, identify, copies, calls)
+        self._app = build_gateway(
+            models, self._dispatcher, self._config.gateway, identify, copies, calls, self._metrics
+        )
         self._api = HandleApi(models, self._dispatcher, self._config.gateway, calls)
         gateway = self._config.gateway
         self._door = HttpDoor(self._app, gateway.host, gateway.port) if _edge(self._config) is Edge.DIRECT else None

@@ -1,5 +1,5 @@
-"""GatewayLinks: the sockets around one gateway's `Dispatcher` and `StreamCopies`: the router shards, and every replica
-that they tell of.
+"""GatewayLinks: the sockets around one gateway's `Dispatcher`, `StreamCopies` and `Scrapes`: the router shards, and
+every replica that they tell of.
 """
 
 import asyncio
@@ -7,7 +7,8 @@ import logging
 from functools import partial
 from typing import Any
 
-from cluster.frames import FromReplica, FromRouter, ReplicaInfo, ReplicaUp, Stored, Taken
+from cluster.frames import FromReplica, FromRouter, ReplicaInfo, ReplicaUp, Scraped, Stored, Taken
+from cluster.metrics.scrapes import Scrapes
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.streams.watchdog import TICK_S
@@ -40,6 +41,7 @@ class _ShardPeer:
     def on_router(self, connection: FrameConnection) -> None:
         self._links.dispatcher.on_router(self._shard, connection)
         self._links.copies.on_router(self._shard, connection, connection.is_within_host)
+        self._links.scrapes.on_router(self._shard, connection)
 
     def on_router_frame(self, frame: Any) -> None:
         self._links.dispatcher.on_router_frame(self._shard, frame)
@@ -50,17 +52,20 @@ class _ShardPeer:
                 self._links.copies.on_stored(self._shard, frame)
             case Taken():
                 self._links.copies.on_taken(frame)
+            case Scraped():
+                self._links.scrapes.on_scraped(self._shard, frame)
 
     def on_router_lost(self) -> None:
         self._links.dispatcher.on_router_lost(self._shard)
         self._links.copies.on_router_lost(self._shard)
+        self._links.scrapes.on_router_lost(self._shard)
 
 
 class GatewayLinks:
-    """Feeds dispatcher and copies what arrives and the ticks; keeps connected to all shards and announced replicas."""
+    """Feeds them what arrives and the ticks; keeps connected to all shards and announced replicas."""
 
-    def __init__(self, dispatcher: Dispatcher, copies: StreamCopies, shards: Shards) -> None:
-        self.dispatcher, self.copies, self._secret = dispatcher, copies, shards.secret
+    def __init__(self, dispatcher: Dispatcher, copies: StreamCopies, scrapes: Scrapes, shards: Shards) -> None:
+        self.dispatcher, self.copies, self.scrapes, self._secret = dispatcher, copies, scrapes, shards.secret
         hello = ("gateway", dispatcher.name)
         self._routers = [
             RouterLink(partial(shards.find, shard), FromRouter, hello, _ShardPeer(self, shard))
@@ -122,6 +127,7 @@ class GatewayLinks:
             await asyncio.sleep(TICK_S)
             self.dispatcher.on_tick(loop.time())
             self.copies.on_live_shards(self.dispatcher.live_shards)
+            self.scrapes.on_tick(loop.time())
 
     def close(self) -> None:
         for router in self._routers:

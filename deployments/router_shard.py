@@ -15,6 +15,7 @@ from cluster.frames import (
     Ended,
     Enqueue,
     Fetch,
+    Figures,
     Frame,
     Hello,
     Journal,
@@ -24,12 +25,18 @@ from cluster.frames import (
     Release,
     ReplicaInfo,
     Report,
+    Scrape,
+    Scraped,
     Spare,
     ToRouter,
+    Vitals,
     Withdraw,
 )
+from cluster.metrics.snapshot import Snapshot
 from cluster.router.journal_store import JournalStore
+from cluster.router.kept_figures import KeptFigures
 from cluster.router.router import Outbox, Router
+from cluster.router.router_figures import replica_snapshot, shard_snapshot
 from cluster.routing.policy import policy_of
 from deployments.router_link import RouterAddress, RouterLink
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
@@ -57,6 +64,10 @@ class _GatewayPeer:
                 self._shard.post(router.on_condemn(frame, now))
             case Keep() | Journal() | Release() | Fetch():
                 self._shard.post(self._shard.streams.on_frame(self._name, frame, now))
+            case Figures():
+                self._shard.figures.said(frame.snapshot, now)
+            case Scrape():
+                self._connection.send(Scraped(frame.ticket, self._shard.snapshots(now)))
 
     def on_lost(self) -> None:
         self._shard.listeners.discard(self._connection)
@@ -64,6 +75,7 @@ class _GatewayPeer:
             del self._shard.gateways[self._name]
             self._shard.router.on_gateway_lost(self._name)
             self._shard.streams.on_gateway_lost(self._name, time.monotonic())
+            self._shard.figures.gone(self._name, time.monotonic())
 
 
 class _ReplicaPeer:
@@ -84,11 +96,14 @@ class _ReplicaPeer:
                 self._shard.post(router.on_report(self._info, frame, now))
             case Leave() if self._info is not None:
                 self._shard.post(router.on_leave(self._info, now))
+            case Vitals() if self._info is not None:
+                router.on_vitals(self._info, frame)
 
     def on_lost(self) -> None:
         self._shard.listeners.discard(self._connection)
         if self._info is not None and self._shard.replicas.get(self._info.replica_id) is self._connection:
             del self._shard.replicas[self._info.replica_id]
+            self._shard.remember(self._info)
             self._shard.post(self._shard.router.on_replica_lost(self._info))
 
 
@@ -120,6 +135,7 @@ class RouterShard:
         self.router = Router(config, policy_of(config), number)
         self.number = number
         self.streams = JournalStore(config.max_resume_bytes)
+        self.figures = KeptFigures()
         self.gateways: dict[str, FrameConnection] = {}
         self.replicas: dict[str, FrameConnection] = {}
         self.others: dict[int, FrameConnection] = {}
@@ -161,6 +177,19 @@ class RouterShard:
             logger.critical("the shard has failed", exc_info=ticker.exception())
             self.close()
 
+    def snapshots(self, now: float) -> list[Snapshot]:
+        """All that the shard can tell of numbers: its own, its replicas', the gateways' and those of the dead."""
+        own = shard_snapshot(self.router, self.number, len(self.gateways), now)
+        replicas = [replica_snapshot(replica, now) for replica in self.router.replicas()]
+        return [own, *replicas, *self.figures.all(now)]
+
+    def remember(self, lost: ReplicaInfo) -> None:
+        """What a replica that is about to be forgotten has counted."""
+        now = time.monotonic()
+        for replica in self.router.replicas():
+            if replica.replica_id == lost.replica_id:
+                self.figures.gone(lost.replica_id, now, replica_snapshot(replica, now))
+
     def drain(self, replica_id: str) -> bool:
         """Ask a replica to take its leave; False if it is not announced here."""
         order, connection = self.router.drain(replica_id), self.replicas.get(replica_id)
@@ -192,6 +221,7 @@ class RouterShard:
             await asyncio.sleep(TICK_S)
             self.post(self.router.on_tick(time.monotonic()))
             self.streams.on_tick(time.monotonic())
+            self.figures.expire(time.monotonic())
             self._cut_off_the_silent()
             if self.others:
                 for spare in self.router.spare():

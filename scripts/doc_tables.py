@@ -1,4 +1,4 @@
-"""Markdown tables of the fields of msgspec structs: name, type with limits, default, description."""
+"""Markdown tables: of the fields of msgspec structs (name, type with limits, default, description), and of metrics."""
 
 import types
 from collections.abc import Iterable, Iterator
@@ -6,6 +6,8 @@ from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+
+from cluster.metrics.declared import Metric
 
 ANYTHING = "anything"
 
@@ -106,3 +108,12 @@ def default_text(field: msgspec.structs.FieldInfo) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value.value if isinstance(value, Enum) else value}`"
+
+
+def metrics_table(metrics: Iterable[Metric]) -> list[str]:
+    """Name, kind, labels, meaning."""
+    rows = [
+        row(f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help.strip())
+        for metric in metrics
+    ]
+    return ["| metric | kind | further labels | meaning |", "|---|---|---|---|", *rows]

@@ -1,7 +1,8 @@
 """Writes the parts of docs/ that follow from types: `python -m scripts.generate_docs [--check]`.
 
 docs/configuration.md comes from the configuration's structs; in docs/api.md the tables between
-`<!-- fields: NAME -->` and `<!-- end -->` come from the bodies that the gateway decodes.
+`<!-- fields: NAME -->` and `<!-- end -->` come from the bodies that the gateway decodes, in docs/metrics.md those
+between `<!-- metrics: SOURCE -->` and `<!-- end -->` from what is declared.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from cluster.api.schema_chat import ChatMessage, ChatRequest
 from cluster.api.schema_completions import CompletionRequest
 from cluster.api.schema_tokens import DetokenizeRequest, TokenizeRequest
 from cluster.config import MantaConfig
-from scripts.doc_tables import body_table, configuration_table, fields_with_hints, strip_annotation
+from cluster.metrics.declared import DECLARED, Source
+from scripts.doc_tables import body_table, configuration_table, fields_with_hints, metrics_table, strip_annotation
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -34,6 +36,7 @@ API_TABLES: dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct] | None]] 
     "detokenize": (DetokenizeRequest, None),
 }
 _TABLE = re.compile(r"(<!-- fields: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_METRICS = re.compile(r"(<!-- metrics: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 INTRODUCTION = """\
 # Configuration
@@ -76,8 +79,12 @@ models:
 
 def render_pages() -> dict[Path, str]:
     """Every page that holds generated text, as it should be."""
-    api = DOCS / "api.md"
-    return {DOCS / "configuration.md": render_configuration(), api: fill_tables(api.read_text(encoding="utf-8"))}
+    api, metrics = DOCS / "api.md", DOCS / "metrics.md"
+    return {
+        DOCS / "configuration.md": render_configuration(),
+        api: fill_tables(api.read_text(encoding="utf-8")),
+        metrics: fill_metrics(metrics.read_text(encoding="utf-8")),
+    }
 
 
 def render_configuration() -> str:
@@ -95,6 +102,16 @@ def fill_tables(page: str) -> str:
         return "\n".join([match[1], *body_table(fields), "", match[3]])
 
     return _TABLE.sub(table, page)
+
+
+def fill_metrics(page: str) -> str:
+    """The page with the metrics of each source written anew."""
+
+    def table(match: re.Match[str]) -> str:
+        declared = [metric for metric in DECLARED if metric.source is Source(match[2])]
+        return "\n".join([match[1], *metrics_table(declared), "", match[3]])
+
+    return _METRICS.sub(table, page)
 
 
 def sections(kind: type[msgspec.Struct], path: str) -> Iterator[list[str]]:

@@ -11,10 +11,12 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig, RouterConfig
 from cluster.frames import ReplicaInfo
 from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import listener_settings
+from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
@@ -74,8 +76,10 @@ async def _replica(ports: Ports, step_ms: float, tokenizer: str) -> None:
 async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
     dispatcher, config = Dispatcher("bench"), GatewayConfig()
     copies = StreamCopies(config.resume_s)
-    links = GatewayLinks(dispatcher, copies, _shards(ports))
-    app = build_gateway({MODEL: ServedModel.load(MODEL, tokenizer)}, dispatcher, config, copies=copies)
+    metrics = GatewayMetrics(dispatcher)
+    links = GatewayLinks(dispatcher, copies, metrics.scrapes, _shards(ports))
+    models, calls = {MODEL: ServedModel.load(MODEL, tokenizer)}, Calls(sinks=[metrics.calls])
+    app = build_gateway(models, dispatcher, config, copies=copies, calls=calls, metrics=metrics)
     settle_heap()
     await uvicorn.Server(listener_settings(app, host=HOST, port=ports["gateway"])).serve()
     links.close()

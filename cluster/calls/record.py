@@ -4,6 +4,8 @@ The gateway's layers fill it in as the call goes by; `cluster.calls.calls` tells
 steady clock (`time.monotonic`, which is asyncio's), in seconds; None: has not happened.
 """
 
+from typing import Protocol
+
 import msgspec
 
 from cluster.auth.principal import Principal
@@ -23,10 +25,23 @@ class Attempt(msgspec.Struct):
     """One try of one of the call's requests at one replica."""
 
     replica_id: str
+    asked_at: float  #: of a router shard
+    waited_s: float  #: since then, in a shard's queue
     granted_at: float
+    last_token_at: float | None  #: of the request that it is an attempt at, in earlier attempts too
     first_token_at: float | None = None
     ended_at: float | None = None
     why: str = ""  #: it ended too early; empty: it has finished, or runs
+
+
+class TokenMeter(Protocol):
+    """Counts tokens as they come."""
+
+    def began_to_answer(self, record: "CallRecord", attempt: Attempt) -> None:
+        """The first token of an attempt has come."""
+
+    def got_tokens(self, num_tokens: int, gap_s: float | None) -> None:
+        """So long after the request's last ones; None: they are its first."""
 
 
 class CallRecord:
@@ -42,6 +57,7 @@ class CallRecord:
         "headers",
         "last_token_at",
         "max_output_tokens",
+        "meter",
         "model",
         "num_cached_tokens",
         "num_choices",
@@ -67,6 +83,7 @@ class CallRecord:
         self.outcome = ""  #: `ok`, `client_left`, or the code of the error that the client was told
         self.status = 0  #: of the answer as HTTP has it; 499: the client left
         self.headers: list[tuple[bytes, bytes]] = []
+        self.meter: TokenMeter | None = None  #: while the call runs
 
     @property
     def tenant(self) -> str:
@@ -83,22 +100,26 @@ class CallRecord:
         """Attempts that ended too early."""
         return sum(bool(attempt.why) for attempt in self.attempts)
 
-    def began_attempt(self, replica_id: str, now: float) -> Attempt:
-        """One of its requests is submitted to a replica; returns what the rest of that attempt is noted in."""
-        attempt = Attempt(replica_id, now)
+    def began_attempt(self, attempt: Attempt) -> None:
+        """One of its requests is submitted to a replica; the rest of the attempt will be noted there."""
         self.attempts.append(attempt)
-        return attempt
 
-    def got_tokens(self, attempt: Attempt | None, num_tokens: int, num_cached_tokens: int, now: float) -> None:
+    def got_tokens(self, attempt: Attempt, num_tokens: int, num_cached_tokens: int, now: float) -> None:
         """Tokens of one of its requests have come."""
         self.num_output_tokens += num_tokens
         self.last_token_at = now
-        if self.first_token_at is None:
-            self.first_token_at = now
-        if attempt is not None and attempt.first_token_at is None:
+        before, attempt.last_token_at = attempt.last_token_at, now
+        meter = self.meter
+        if attempt.first_token_at is None:
             attempt.first_token_at = now
+            if self.first_token_at is None:
+                self.first_token_at = now
             if len(self.attempts) <= self.num_choices:
                 self.num_cached_tokens += num_cached_tokens
+            if meter is not None:
+                meter.began_to_answer(self, attempt)
+        if meter is not None:
+            meter.got_tokens(num_tokens, None if before is None else now - before)
 
     def end(self, outcome: str, status: int, now: float) -> None:
         """It is over; what comes later counts for nothing."""

@@ -13,9 +13,10 @@ from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig
 from cluster.gateway.api_docs import ApiDocs
 from cluster.gateway.endpoints import Endpoint, list_endpoints
-from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe
+from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe, untold
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
+from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 
@@ -29,16 +30,18 @@ def build_gateway(
     identify: Identify | None = None,
     copies: StreamCopies | None = None,
     calls: Calls | None = None,
+    metrics: GatewayMetrics | None = None,
 ) -> ASGIApp:
     """The app for these models (by served name).
 
     `identify` says who asks (default: anyone, or for development whom a header names). Without `copies` a stream can
-    be resumed nowhere. `calls` admits and records; it is shared with the other ways in.
+    be resumed nowhere. `calls` admits and records; it is shared with the other ways in. Without `metrics` nobody
+    counts, and there is no page of them.
     """
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
-    endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version)
+    endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version, metrics)
     docs = ApiDocs(openapi_document(endpoints, version))
     routes: list[BaseRoute] = [
         Route(path, _Guarded(endpoint), methods=[endpoint.method]) for endpoint in endpoints for path in endpoint.paths
@@ -47,7 +50,7 @@ def build_gateway(
     app: ASGIApp = _Routes([*routes, *docs.routes()])
     layers: list[Layer] = [
         RequestIds,
-        Errors,
+        lambda inner: Errors(inner, metrics.calls.answered if metrics is not None else untold),
         lambda inner: Identification(inner, identify, open_paths),
     ]
     for layer in reversed(layers):

@@ -31,6 +31,7 @@ from cluster.auth.access import Access
 from cluster.auth.principal import Principal
 from cluster.gateway.generating import RESUME, Generating, Resuming
 from cluster.gateway.http_exchange import read_json_body, send_json
+from cluster.metrics.gateway_metrics import GatewayMetrics
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -44,11 +45,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     access: Access  #: without a default: nothing is open by omission
     summary: str
     run: Asgi
-    answer: type[msgspec.Struct] | None = None  #: None: there are only streams
+    answer: type[msgspec.Struct] | None = None  #: None: there are only streams, or text
     body: type[msgspec.Struct] | None = None
     chunks: Sequence[type[msgspec.Struct]] = ()  #: of an event stream, where there is one
     headers: Mapping[str, str] = {}  #: of the request, and what they are for
     aliases: Sequence[str] = ()
+    text: str = ""  #: media type of an answer that is no JSON
     error_statuses: Sequence[int] = ()
 
     @property
@@ -57,7 +59,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return (self.path, *self.aliases)
 
 
-def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
+def list_endpoints(serving: Serving, version: str, metrics: GatewayMetrics | None) -> list[Endpoint]:
     """The whole API."""
     tokens = TokenEndpoints(serving, version)
     of_chat = Generating(serving, CHAT, Chat(serving), ChatRequest)
@@ -142,6 +144,22 @@ def list_endpoints(serving: Serving, version: str) -> list[Endpoint]:
             answer=Version,
             run=getting(tokens.version),
         ),
+        *_metrics(metrics),
+    ]
+
+
+def _metrics(metrics: GatewayMetrics | None) -> list[Endpoint]:
+    if metrics is None:
+        return []
+    return [
+        Endpoint(
+            method="GET",
+            path="/metrics",
+            access=Access.ADMIN,
+            summary="The metrics of all processes, for Prometheus",
+            text="text/plain",
+            run=metrics.send_page,
+        )
     ]
 
 

@@ -56,10 +56,10 @@ class RequestIds:
 
 
 class Errors:
-    """Whatever goes wrong before an answer has begun becomes an OpenAI error body."""
+    """Whatever goes wrong before an answer has begun becomes an OpenAI error body; `tell` is told what."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, tell: Callable[[ApiError], object]) -> None:
+        self._app, self._tell = app, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +75,12 @@ class Errors:
                 logger.info("cut off a stream: %s", type(error).__name__)
                 return await _drop_connection(scope)
             answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
+        self._tell(answer)
         return await send_json(send, answer.status, msgspec.json.encode(answer.body()), error_headers(answer))
+
+
+def untold(error: ApiError) -> None:
+    """Nobody counts them."""
 
 
 class Identification:

@@ -57,6 +57,8 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
     content: dict[str, Any] = {}
     if endpoint.answer is not None:
         content["application/json"] = {"schema": schema_of[endpoint.answer]}
+    if endpoint.text:
+        content[endpoint.text] = {"schema": {"type": "string"}}
     if endpoint.chunks:
         schemas = [schema_of[chunk] for chunk in endpoint.chunks]
         content["text/event-stream"] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}

@@ -84,6 +84,7 @@ class CircuitBreakers:
 
     def __init__(self) -> None:
         self._breakers: dict[str, CircuitBreaker] = {}
+        self.num_openings = 0  #: of all, since the start
         self._out: OrderedDict[str, None] = OrderedDict()  # not closed, longest first
 
     def add(self, replica_id: str) -> None:
@@ -116,12 +117,16 @@ class CircuitBreakers:
                 breaker.close()
                 self._out.pop(replica_id, None)
             case Outcome.FAILED if breaker.state is BreakerState.HALF_OPEN:
-                breaker.open(now)
+                self._open(breaker, now)
             case Outcome.FAILED:
                 breaker.num_failures += 1
                 if breaker.num_failures >= FAILURES_TO_OPEN and len(self._out) < len(self._breakers) // 2:
-                    breaker.open(now)
+                    self._open(breaker, now)
                     self._out[replica_id] = None
+
+    def _open(self, breaker: CircuitBreaker, now: float) -> None:
+        breaker.open(now)
+        self.num_openings += 1
 
     def pass_time(self, now: float) -> list[str]:
         """Call a few times a second. Returns whose breakers are not closed."""

@@ -40,6 +40,7 @@ class Ledger:
         self._charges: dict[str, Charge] = {}
         self._expiries: list[tuple[float, str]] = []
         self.num_lost_tokens = 0  #: computed by attempts that did not end their request
+        self.num_aborted_tokens = 0  #: generated for requests that did not come to their end
 
     def __len__(self) -> int:
         return len(self._charges)
@@ -89,7 +90,9 @@ class Ledger:
             self.num_lost_tokens += charge.attempt_tokens - ended.num_cached_tokens + ended.num_output_tokens
             return None
         self._close(ended.request_id)
-        if ended.outcome is Outcome.OK:
+        if ended.outcome is not Outcome.OK:
+            self.num_aborted_tokens += charge.num_output_tokens - charge.num_output_elsewhere
+        else:
             self._lengths.learn(charge.tenant, charge.num_output_tokens, charge.max_tokens)
         num_output_tokens = charge.num_output_tokens - charge.num_output_elsewhere
         real = price(charge.num_prompt_tokens, charge.num_cached_tokens, num_output_tokens)

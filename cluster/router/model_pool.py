@@ -5,6 +5,7 @@ reserved for it, and the queue goes on with the other replicas. So large request
 behind them, and on an empty replica everything fits.
 """
 
+from collections import Counter
 from typing import Any
 
 from cluster.config import RouterConfig
@@ -37,7 +38,8 @@ class ModelPool:
         self.shares = RunningShares(config.tenants)
         self.ledger = Ledger(self.lengths, self.shares)
         self.drain_rate = DrainRate()
-        self.num_granted = self.num_migrations = self.num_refused = self.num_moved = 0
+        self.num_granted = self.num_migrations = self.num_moved = 0
+        self.num_refused: Counter[str] = Counter()  #: by the error's code
         self.num_recomputed_tokens = 0  #: by replicas after preemption, those that are gone included
         self._config = config
         self._policy = policy
@@ -53,8 +55,7 @@ class ModelPool:
         self.shares.asked(asked.tenant, now)
         refusal = self._refusal(entry, now)
         if refusal is not None:
-            self.num_refused += 1
-            return [(gateway, refusal)]
+            return [(gateway, self._counted(refusal))]
         self._pass_time(now)
         self.fleet.take_back(entry.key)  # asked again: the grant was lost on its way
         outbox = self._push_out(entry, now) if entry.may_be_refused else []
@@ -109,10 +110,13 @@ class ModelPool:
         while self.queue.shares.is_full(asked) and (last := self.queue.shares.to_push_out(asked)) is not None:
             wait_s = self.drain_rate.wait_s(self.queue.cost_ahead(last.descriptor))
             self._forget(last.key)
-            self.num_refused += 1
             after_s = retry_after_s(wait_s, last.descriptor.request_id)
-            outbox.append((last.gateway, refuse_share(last.descriptor, after_s)))
+            outbox.append((last.gateway, self._counted(refuse_share(last.descriptor, after_s))))
         return outbox
+
+    def _counted(self, refusal: Refuse) -> Refuse:
+        self.num_refused[refusal.code] += 1
+        return refusal
 
     def withdraw(self, key: Key, now: float) -> Outbox | None:
         """Out of the queue, or an unused grant comes back; None if the request is not here."""
@@ -224,8 +228,7 @@ class ModelPool:
             self.queue.take_turn(entry, self.ledger.open(entry))
             if self._condemned.holds(entry.descriptor.digest, now):
                 self._forget(entry.key)
-                self.num_refused += 1
-                outbox.append((entry.gateway, refuse_poison(entry.descriptor)))
+                outbox.append((entry.gateway, self._counted(refuse_poison(entry.descriptor))))
             elif not self._place(entry, now, outbox):
                 self._held.park(entry)
         return outbox
@@ -269,15 +272,14 @@ class ModelPool:
         self.fleet.grant(entry, replica, now)
         self.num_granted += 1
         self.num_migrations += entry.is_migration
-        outbox.append((entry.gateway, Grant(*entry.key, replica.replica_id, self._config.lease_s)))
+        outbox.append((entry.gateway, Grant(*entry.key, replica.replica_id, self._config.lease_s, now - entry.since)))
 
     def _refuse_expired(self, now: float, outbox: Outbox) -> None:
         for entry in self.queue.expire(now):
             self._held.let_go(entry)
             if entry.had_turn:
                 self._give_back(entry.descriptor.request_id)
-            self.num_refused += 1
-            outbox.append((entry.gateway, self._expired(entry.descriptor)))
+            outbox.append((entry.gateway, self._counted(self._expired(entry.descriptor))))
 
     def _expired(self, asked: Enqueue) -> Refuse:
         if not self.fleet.replicas:

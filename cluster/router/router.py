@@ -5,6 +5,7 @@ so each step of each replica is filled from the one queue and a slow replica hoa
 announce themselves, gateways repeat what they wait for.
 """
 
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
@@ -22,6 +23,7 @@ from cluster.frames import (
     ReplicaUp,
     Report,
     Spare,
+    Vitals,
     Withdraw,
 )
 from cluster.router.condemned import Condemned
@@ -52,10 +54,19 @@ class Router:
 
     @property
     def num_refused(self) -> int:
-        return sum(pool.num_refused for pool in self._pools.values())
+        return sum(pool.num_refused.total() for pool in self._pools.values())
 
     def replicas(self) -> list[ReplicaState]:
         return [replica for pool in self._pools.values() for replica in pool.fleet.replicas.values()]
+
+    @property
+    def pools(self) -> Mapping[str, ModelPool]:
+        """By model."""
+        return self._pools
+
+    @property
+    def num_condemned(self) -> int:
+        return len(self._condemned)
 
     def queues(self) -> dict[str, QueueShard]:
         return {model: pool.queue for model, pool in self._pools.items()}
@@ -124,6 +135,11 @@ class Router:
     def on_report(self, replica: ReplicaInfo, report: Report, now: float) -> Outbox:
         return self._pool(replica.model).report(replica.replica_id, report, now)
 
+    def on_vitals(self, replica: ReplicaInfo, vitals: Vitals) -> None:
+        known = self._pool(replica.model).fleet.replicas.get(replica.replica_id)
+        if known is not None:
+            known.gpus = vitals.gpus
+
     def on_leave(self, replica: ReplicaInfo, now: float) -> Outbox:
         """The replica drains: no more grants to it; what it runs goes on."""
         pool = self._pool(replica.model)
@@ -174,7 +190,7 @@ class Router:
             "policy": str(self._config.policy),
             "granted": self.num_granted,
             "refused": self.num_refused,
-            "condemned": len(self._condemned),
+            "condemned": self.num_condemned,
             "queues": {model: pool.status() for model, pool in self._pools.items()},
             "replicas": [
                 {

@@ -7,7 +7,7 @@ twice or lost.
 
 from dataclasses import dataclass, field
 
-from cluster.frames import ReplicaInfo, Report
+from cluster.frames import GpuReading, ReplicaInfo, Report
 from cluster.router.waiting import Key, Waiting
 from engine.request import EngineLoad
 
@@ -35,6 +35,7 @@ class ReplicaState:
     granted: dict[Key, Granted] = field(default_factory=dict)
     is_draining: bool = False
     reserved_for: Waiting | None = None  #: nobody else is granted meanwhile
+    gpus: list[GpuReading] = field(default_factory=list)
     last_turn: int = 0  #: number of the last grant to it, among all grants
     num_granted: int = 0
     _growth_blocks: int = 0

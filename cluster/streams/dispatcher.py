@@ -175,7 +175,7 @@ class Dispatcher:
             return
         flight.shard = shard
         peer.begin(flight)
-        peer.link.send(Submit(flight.submitted(grant.replica_id, revision)))
+        peer.link.send(Submit(flight.submitted(grant, revision)))
 
     def _moved(self, shard: int, move: Move) -> None:
         flight = self._flights.get(move.request_id)

@@ -7,13 +7,14 @@ is dropped (fencing), so is one whose tokens are all in the journal; a gap ends 
 import asyncio
 from collections import deque
 from enum import Enum, auto
+from time import monotonic
 from typing import NamedTuple
 
 import msgspec
 
 from cluster.calls.record import Attempt
 from cluster.errors import ApiError, DeadlineExceeded
-from cluster.frames import Enqueue, Outcome
+from cluster.frames import Enqueue, Grant, Outcome
 from cluster.generation import RequestContext
 from cluster.streams.descriptor import Identity
 from engine.config import EngineInfo
@@ -67,11 +68,13 @@ class Flight:
     """Where the request stands: it waits at `shard`, or runs on `replica_id`, or is held back (neither)."""
 
     __slots__ = (
+        "_asked_at",
         "_attempt",
         "_attempt_record",
         "_chunks",
         "_error",
         "_is_deaf",
+        "_last_token_at",
         "_waiter",
         "asked_at",
         "avoid",
@@ -111,7 +114,9 @@ class Flight:
         self._is_deaf = False  #: the attempt is over, or all is: what is still said counts for nothing
         self.is_over = False  #: its end is known; the reader may not have come to it yet
         self.is_tried = False  #: runs to show whether it kills its replica (`cluster.streams.poison_rule`)
+        self._asked_at = 0.0  #: as `asked_at`, on the records' clock
         self._attempt_record: Attempt | None = None  #: of the attempt that runs, where records are kept
+        self._last_token_at: float | None = None  #: of earlier attempts, likewise
         self._chunks: deque[TokenChunk] = deque()
         self._error: ApiError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -174,9 +179,9 @@ class Flight:
     def _hand_over(self, chunk: TokenChunk) -> None:
         """To the journal, to whoever keeps a copy of it, to the reader."""
         self.journal += chunk.token_ids
-        if self.context.record is not None and chunk.token_ids:
-            now = asyncio.get_running_loop().time()
-            self.context.record.got_tokens(self._attempt_record, len(chunk.token_ids), chunk.num_cached_tokens, now)
+        record, attempt = self.context.record, self._attempt_record
+        if record is not None and attempt is not None and chunk.token_ids:
+            record.got_tokens(attempt, len(chunk.token_ids), chunk.num_cached_tokens, monotonic())
         if self.context.on_chunk is not None:
             self.context.on_chunk(chunk, self.running_revision)
         self._chunks.append(chunk)
@@ -184,20 +189,23 @@ class Flight:
 
     # What becomes of it
 
-    def submitted(self, replica_id: str, weights_revision: str) -> GenerateRequest:
+    def submitted(self, grant: Grant, weights_revision: str) -> GenerateRequest:
         """It runs there now; returns what to submit."""
-        self.replica_id, self.running_revision = replica_id, weights_revision
+        self.replica_id, self.running_revision = grant.replica_id, weights_revision
         self.pause_s = FIRST_PAUSE_S
         if self.context.record is not None:
-            now = asyncio.get_running_loop().time()
-            self._attempt_record = self.context.record.began_attempt(replica_id, now)
+            self._attempt_record = attempt = Attempt(
+                grant.replica_id, self._asked_at, grant.waited_s, monotonic(), self._last_token_at
+            )
+            self.context.record.began_attempt(attempt)
         return self.request
 
     def left_replica(self, why: str) -> None:
         """Its attempt is over, too early if there is a `why`: nothing that is still said of it counts."""
-        if self._attempt_record is not None:
-            self._attempt_record.ended_at, self._attempt_record.why = asyncio.get_running_loop().time(), why
-            self._attempt_record = None
+        attempt, self._attempt_record = self._attempt_record, None
+        if attempt is not None:
+            attempt.ended_at, attempt.why = monotonic(), why
+            self._last_token_at = attempt.last_token_at
         self._is_deaf = True
         if self.num_emitted:
             self.weights_revision = self.running_revision
@@ -239,7 +247,8 @@ class Flight:
     def descriptor(self, now: float, unusable: list[str]) -> Enqueue:
         """What a shard is told, at loop time `now`; `unusable`: replicas that this gateway cannot submit to."""
         is_known = self.asked_at is not None
-        asked_at = self.asked_at = now if self.asked_at is None else self.asked_at
+        if self.asked_at is None:
+            self.asked_at, self._asked_at = now, monotonic()
         self.avoided = [*self.avoid, *(replica_id for replica_id in unusable if replica_id not in self.avoid)]
         request, identity = self.request, self.identity
         num_output = len(request.output_token_ids)
@@ -258,7 +267,7 @@ class Flight:
             identity.digest,
             self.weights_revision,
             self.avoided,
-            now - asked_at,
+            now - self.asked_at,
             self.num_moves,
             is_known,
         )

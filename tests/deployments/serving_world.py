@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from cluster.config import RouterConfig
 from cluster.frames import ReplicaInfo
 from cluster.generation import RequestContext
+from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from deployments.gateway_links import GatewayLinks
@@ -132,8 +133,12 @@ class ServingWorld:
     shards: list[RouterShard]
     ports: list[int]
     dispatcher: Dispatcher = field(default_factory=lambda: Dispatcher("gateway"))
+    metrics: GatewayMetrics = field(init=False)
     links: GatewayLinks = field(init=False)
     replicas: list[Replica] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.metrics = GatewayMetrics(self.dispatcher)
 
     @property
     def addresses(self) -> Shards:
@@ -188,7 +193,9 @@ async def serving_world(num_replicas: int = 1, num_shards: int = 1, **engine: fl
     world = ServingWorld(unstarted, [0] * num_shards)
     for number in range(num_shards):
         await world.start_router(number)
-    links = world.links = GatewayLinks(world.dispatcher, StreamCopies(60.0, num_shards), world.addresses)
+    links = world.links = GatewayLinks(
+        world.dispatcher, StreamCopies(60.0, num_shards), world.metrics.scrapes, world.addresses
+    )
     try:
         for number in range(num_replicas):
             replica = Replica(f"r{number}", *chain_engine(**engine))  # type: ignore[arg-type]

@@ -1,22 +1,15 @@
 """Streams that pass from gateway to gateway over real sockets: router shard, replicas, HTTP, and the client's side."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from cluster.client import ResumingStream
-from cluster.config import GatewayConfig, ModelConfig
-from cluster.gateway.app import build_gateway
 from cluster.gateway.http_listener import ABORT
-from cluster.streams.dispatcher import Dispatcher
-from cluster.streams.stream_copies import StreamCopies
-from cluster.text.served_model import ServedModel
-from deployments.gateway_links import GatewayLinks
 from tests.cluster.gateway_world import live_server
-from tests.deployments.serving_world import ServingWorld, chain, serving_world, until
+from tests.deployments.gateways_world import Gateway, gateways
+from tests.deployments.serving_world import chain, serving_world, until
 
 PROMPT = [11, 12, 13]
 LENGTH = 60
@@ -24,32 +17,6 @@ BODY: dict[str, Any] = {
     "model": "m", "prompt": PROMPT, "max_tokens": LENGTH, "ignore_eos": True, "return_token_ids": True, "seed": 1,
     "stream_options": {"include_usage": True},
 }  # fmt: skip
-
-
-@cache
-def model() -> ServedModel:
-    return ServedModel.load("m", ModelConfig().location)
-
-
-class Gateway:
-    """One more gateway of the world, with HTTP."""
-
-    def __init__(self, name: str, world: ServingWorld) -> None:
-        self.dispatcher, self.copies = Dispatcher(name), StreamCopies(60.0)
-        self.links = GatewayLinks(self.dispatcher, self.copies, world.addresses)
-        self.app = build_gateway({"m": model()}, self.dispatcher, GatewayConfig(), copies=self.copies)
-
-
-@asynccontextmanager
-async def gateways(world: ServingWorld) -> AsyncIterator[tuple[Gateway, Gateway]]:
-    pair = Gateway("a", world), Gateway("b", world)
-    try:
-        for gateway in pair:
-            await until(lambda gateway=gateway: len(gateway.links.connections) == len(world.replicas))
-        yield pair
-    finally:
-        for gateway in pair:
-            gateway.links.close()
 
 
 class Reader:

@@ -39,10 +39,10 @@ class Ledger:
         self.ended_calls.append(record)
 
     def app(self, generator: Any, tenant: str = "acme") -> Any:
-        principal = Principal(tenant=tenant)
-        return build_gateway(
-            {MODEL: served_model()}, generator, GatewayConfig(), lambda scope: principal, calls=self.calls
-        )
+        async def identify(scope: Any) -> Principal:
+            return Principal(tenant=tenant)
+
+        return build_gateway({MODEL: served_model()}, generator, GatewayConfig(), identify, calls=self.calls)
 
 
 async def two_tokens(request: GenerateRequest) -> Any:

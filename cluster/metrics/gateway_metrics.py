@@ -1,0 +1,40 @@
+"""GatewayMetrics: what one gateway counts, and the page of all numbers that it answers `GET /metrics` with."""
+
+import asyncio
+
+from starlette.types import Receive, Scope, Send
+
+from cluster.metrics import declared
+from cluster.metrics.call_meters import CallMeters
+from cluster.metrics.declared import Source
+from cluster.metrics.exposition import CONTENT_TYPE, render
+from cluster.metrics.instruments import Instruments
+from cluster.metrics.scrapes import Scrapes
+from cluster.metrics.snapshot import Snapshot
+from cluster.streams.dispatcher import Dispatcher
+
+HEADERS = [(b"content-type", CONTENT_TYPE.encode()), (b"cache-control", b"no-store")]
+
+
+class GatewayMetrics:
+    """`calls` is a sink for `cluster.calls.calls`; `scrapes` needs the links to the shards."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.instruments = Instruments()
+        self.calls = CallMeters(self.instruments)
+        self.scrapes = Scrapes(self.snapshot, lambda: dispatcher.live_shards)
+        self._dispatcher = dispatcher
+
+    def snapshot(self) -> Snapshot:
+        """This gateway's numbers, now."""
+        self.instruments.number(declared.LIVE_SHARDS).value = len(self._dispatcher.live_shards)
+        return Snapshot(Source.GATEWAY, self._dispatcher.name, self.instruments.families())
+
+    async def send_page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Everybody's numbers, in pieces between which streams go on."""
+        snapshots = await self.scrapes.gather()
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        for piece in render(snapshots):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

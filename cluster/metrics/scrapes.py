@@ -1,0 +1,74 @@
+"""Scrapes: how a gateway comes by the numbers of all processes when somebody asks for the metrics page.
+
+Each gateway tells one router shard its own now and then; shards know their replicas anyway. Who is asked for the page
+asks every shard, once for all that ask meanwhile, and waits for a silent one only so long.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from cluster.frames import Figures, Scrape, Scraped
+from cluster.metrics.snapshot import Snapshot, newest
+from cluster.streams.link import Link
+
+ANSWER_S = 1.0
+TELL_S = 2.0
+
+
+class Scrapes:
+    """`own` gives this gateway's numbers now, `live` the shards that speak."""
+
+    def __init__(self, own: Callable[[], Snapshot], live: Callable[[], Collection[int]]) -> None:
+        self._own, self._live = own, live
+        self._links: dict[int, Link] = {}
+        self._told_at = 0.0
+        self._ticket = 0
+        self._awaited: set[int] = set()
+        self._found: list[Snapshot] = []
+        self._all_here = asyncio.Event()
+        self._gathering: asyncio.Task[list[Snapshot]] | None = None
+
+    def on_router(self, shard: int, link: Link) -> None:
+        self._links[shard] = link
+
+    def on_router_lost(self, shard: int) -> None:
+        self._links.pop(shard, None)
+        self._answered(shard)
+
+    def on_tick(self, now: float) -> None:
+        """Tell a shard, if it is time."""
+        alive = [shard for shard in self._live() if shard in self._links]
+        if alive and now - self._told_at >= TELL_S:
+            self._told_at = now
+            self._links[min(alive)].send(Figures(self._own()))
+
+    def on_scraped(self, shard: int, scraped: Scraped) -> None:
+        if scraped.ticket == self._ticket and shard in self._awaited:
+            self._found += scraped.snapshots
+            self._answered(shard)
+
+    async def gather(self) -> list[Snapshot]:
+        """Of all processes that are known."""
+        if self._gathering is None or self._gathering.done():
+            self._gathering = asyncio.create_task(self._gather())
+        return await asyncio.shield(self._gathering)
+
+    async def _gather(self) -> list[Snapshot]:
+        self._ticket += 1
+        self._found = []
+        self._awaited = {shard for shard in self._live() if shard in self._links}
+        self._all_here.clear()
+        for shard in list(self._awaited):
+            self._links[shard].send(Scrape(self._ticket))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                while self._awaited:
+                    await self._all_here.wait()
+        except TimeoutError:
+            self._awaited.clear()  # the page tells how many shards there are
+        return newest([self._own(), *self._found])
+
+    def _answered(self, shard: int) -> None:
+        self._awaited.discard(shard)
+        if not self._awaited:
+            self._all_here.set()

@@ -1,0 +1,45 @@
+"""Gateways with HTTP around a world's shards and replicas."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+
+from cluster.calls.calls import Calls
+from cluster.config import GatewayConfig, ModelConfig
+from cluster.gateway.app import build_gateway
+from cluster.metrics.gateway_metrics import GatewayMetrics
+from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.stream_copies import StreamCopies
+from cluster.text.served_model import ServedModel
+from deployments.gateway_links import GatewayLinks
+from tests.deployments.serving_world import ServingWorld, until
+
+
+@cache
+def model() -> ServedModel:
+    return ServedModel.load("m", ModelConfig().location)
+
+
+class Gateway:
+    """One more gateway of the world, with HTTP."""
+
+    def __init__(self, name: str, world: ServingWorld) -> None:
+        self.dispatcher, self.copies = Dispatcher(name), StreamCopies(60.0)
+        self.metrics = GatewayMetrics(self.dispatcher)
+        self.links = GatewayLinks(self.dispatcher, self.copies, self.metrics.scrapes, world.addresses)
+        self.app = build_gateway(
+            {"m": model()}, self.dispatcher, GatewayConfig(), copies=self.copies,
+            calls=Calls(sinks=[self.metrics.calls]), metrics=self.metrics,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def gateways(world: ServingWorld) -> AsyncIterator[tuple[Gateway, Gateway]]:
+    pair = Gateway("a", world), Gateway("b", world)
+    try:
+        for gateway in pair:
+            await until(lambda gateway=gateway: len(gateway.links.connections) == len(world.replicas))
+        yield pair
+    finally:
+        for gateway in pair:
+            gateway.links.close()
