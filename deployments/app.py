@@ -68,9 +68,9 @@ def build_app(config: MantaConfig) -> Application:
 
 
 def _resources(model: ModelConfig) -> dict[str, Any]:
-    """A GPU where the engine uses one; else a share of a CPU that lets all replicas of a small host be placed."""
+    """A GPU for each rank, if on GPUs; else a share of a CPU that lets all replicas of a small host be placed."""
     if _uses_gpu(model):
-        return {"num_gpus": 1, "num_cpus": 1}
+        return {"num_gpus": model.num_ranks, "num_cpus": 1}
     return {"num_cpus": 0.01 if model.is_chain else 0.5}
 
 

@@ -82,11 +82,12 @@ class ReplicaDeployment:
             return start_engine(
                 model.location, model.engine, cores=cores[0], num_replicas=share.num_replicas, progress=tell
             )
+        layout = RankLayout(model.tensor_parallel, model.pipeline_parallel)
         return start_engine_of_ranks(
             model.location,
             model.engine,
-            RankLayout(model.tensor_parallel, model.pipeline_parallel),
-            spawner=on_this_host(model.pipeline_parallel, cores, share.num_replicas * model.num_ranks),
+            layout,
+            spawner=on_this_host(layout, cores, share.num_replicas * model.num_ranks),
             rank_timeout_s=model.rank_timeout_s,
             progress=tell,
         )

@@ -1,6 +1,8 @@
 """Refuses a model that memory cannot hold before the first weight is read, with the numbers that `manta plan` shows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,12 +21,65 @@ from parallel.part_sizes import StageSize
 _GRID_KEY = "tensor_parallel x pipeline_parallel"
 
 
-def check_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, device: torch.device) -> None:
-    """Raise `ConfigError` where the ranks of one replica cannot hold their weights and the least cache asked for.
+class Room(NamedTuple):
+    """Memory that some ranks share; `where` says whose it is."""
 
-    On a CPU all ranks share the host's free memory; elsewhere each has a device like `device`. What computing takes
-    beside is not counted, and other replicas only by what they hold already: so nothing that would run is refused.
-    """
+    where: str
+    free_bytes: int
+    ranks: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What each rank of a replica needs at least, in bytes; `key` and `value`: the setting that asks for a cache."""
+
+    name: str
+    layout: RankLayout
+    dtype: str
+    weights: list[int]
+    caches: list[int]
+    remedy: str  #: where the weights alone are too much
+    key: str
+    value: object
+    tokens: int
+
+    def check(self, rooms: Sequence[Room]) -> None:
+        """Raise `ConfigError` where ranks cannot hold their weights and the least cache asked for.
+
+        What computing takes beside is not counted, and other replicas only by what they hold already: so nothing that
+        would run is refused.
+        """
+        for room in rooms:
+            if sum(self.weights[rank] + self.caches[rank] for rank in room.ranks) > room.free_bytes:
+                raise self._refusal(room)
+
+    def _refusal(self, room: Room) -> ConfigError:
+        weights, caches = ([held[rank] for rank in room.ranks] for held in (self.weights, self.caches))
+        key, value, remedy = self.key, self.value, "lower it"
+        if not key or sum(weights) > room.free_bytes:
+            key, value = _GRID_KEY, f"{self.layout.tensor_parallel} x {self.layout.pipeline_parallel}"
+            remedy = self.remedy
+        needed, count = sum(weights) + sum(caches), len(weights)
+        of_ranks = "all" if count == self.layout.world_size else "its"
+        shared = f", {size_text(needed)} for {of_ranks} {count} ranks" if count > 1 else ""
+        return ConfigError(
+            key,
+            value,
+            f"a rank needs up to {size_text(max(weights))} for weights in {self.dtype} and {size_text(max(caches))} "
+            f"for {self.tokens:,} tokens of KV cache{shared}; {room.where} has {size_text(room.free_bytes)} free: "
+            f"{remedy} (`manta plan {self.name}` shows what fits)",
+        )
+
+
+def check_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, device: torch.device) -> None:
+    """`Fit.check` for ranks that are all in this host's memory, or on this device. Raises `ConfigError`."""
+    where = "this host" if device.type == "cpu" else str(device)
+    room = Room(where, free_memory(device), range(layout.world_size))
+    measure_fit(checkpoint, config, layout, device).check([room])
+
+
+def measure_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, device: torch.device) -> Fit:
+    """What ranks on such devices need. Raises `ConfigError` for a grid into which the model cannot be cut."""
     dtype = choose_dtype(config.dtype, checkpoint, device)
     size, count = layout.tensor_parallel, layout.pipeline_parallel
     model = measure_model(checkpoint, model_config(checkpoint), dtype, tensor_sizes=(size,), stage_counts=(count,))
@@ -37,22 +92,8 @@ def check_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, 
         _check_host(stages, device)
     weights = [stays(stage) for stage in stages]
     caches = [tokens * stage.kv_bytes for stage in stages]
-    free, total = free_memory(device), sum if device.type == "cpu" else max
-    needed = total(held + cache for held, cache in zip(weights, caches, strict=True))
-    if needed <= free:
-        return
-    cache_is_the_reason = key and total(weights) <= free
-    if not cache_is_the_reason:
-        key, value = _GRID_KEY, f"{size} x {count}"
-    where = "this host" if device.type == "cpu" else str(device)
-    shared = f", {size_text(needed)} for all {len(stages)} ranks" if device.type == "cpu" and len(stages) > 1 else ""
-    remedy = "lower it" if cache_is_the_reason else _remedy(config.offload, device)
-    raise ConfigError(
-        key,
-        value,
-        f"a rank needs up to {size_text(max(weights))} for weights in {model.dtype} and {size_text(max(caches))} for "
-        f"{tokens:,} tokens of KV cache{shared}; {where} has {size_text(free)} free: {remedy} "
-        f"(`manta plan {checkpoint.name}` shows what fits)",
+    return Fit(
+        checkpoint.name, layout, model.dtype, weights, caches, _remedy(config.offload, device), key, value, tokens
     )
 
 

@@ -71,13 +71,6 @@ class LoadedModel:
         return logits[0]
 
 
-def choose_device(device: str) -> torch.device:
-    """`auto` is cuda where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
 def choose_dtype(asked: DType, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """`auto` is the checkpoint's own where the device computes it natively, else float32."""
     name = checkpoint.dtype if asked is DType.AUTO else asked.value

@@ -44,6 +44,7 @@ class RankStart(Frame, frozen=True, tag="start"):
     parent_pid: int  #: of who has started it, on its host
     num_sharing: int  #: processes of this host that share its memory
     cores: tuple[int, ...]  #: empty: any
+    gpu: int  #: number of the one it takes, of those that it could see; nothing on a CPU
     num_threads: int
     timeout_s: float  #: longest wait for another rank
 

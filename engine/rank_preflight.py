@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import RankMisfit
+from engine.fit_check import Room
 from engine.rank_facts import code_versions
 from engine.rank_frames import Here, Meet, Met, Ping, Pong
 from engine.rank_group import RankGroup
@@ -49,6 +50,20 @@ class Preflight:
 def hear_facts(group: RankGroup, layout: RankLayout) -> list[RankFacts]:
     """What the ranks are, as soon as they can say it."""
     return [here.facts for here in hear_all(group, layout, Here, _IMPORT_PATIENCE_S)]
+
+
+def rooms_of(facts: Sequence[RankFacts]) -> list[Room]:
+    """The memories that the ranks are in: a host's, or a GPU's each."""
+    ranks: dict[str, list[int]] = {}
+    for rank, fact in enumerate(facts):
+        ranks.setdefault(fact.device_id or fact.host, []).append(rank)
+    return [_room_of(facts, members) for members in ranks.values()]
+
+
+def _room_of(facts: Sequence[RankFacts], members: list[int]) -> Room:
+    first = facts[members[0]]
+    where = f"{first.device_name} of rank {members[0]} on {first.host}" if first.device_id else f"host {first.host}"
+    return Room(where, min(facts[rank].free_bytes for rank in members), members)
 
 
 def preflight(

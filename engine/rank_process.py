@@ -35,6 +35,7 @@ from engine.rank_frames import (
 )
 from engine.step_progress import StepProgress
 from parallel.cores import CoreShare
+from parallel.gpus import VISIBLE, visible_to_rank
 
 log = logging.getLogger(__name__)
 BEAT_S = 0.1
@@ -96,11 +97,13 @@ class _Rank:
         if self._cores is not None:
             self._cores.pin_thread()
         wait_briefly()  # before torch brings OpenMP
+        if start.config.device != "cpu":
+            os.environ[VISIBLE] = visible_to_rank(start.gpu, os.environ)  # likewise
         import torch
 
         from engine.checkpoint import read_checkpoint
+        from engine.device_choice import choose_device
         from engine.kernels.library import load_kernels
-        from engine.model_loader import choose_device
         from engine.rank_facts import read_facts
         from engine.rank_part import RankPart
         from parallel.layout import RankLayout
@@ -133,7 +136,7 @@ class _Rank:
         from engine.kernels.shared_group import join_shared_memory
         from parallel.preflight_facts import Transport
         from parallel.preflight_probe import measure_rank
-        from parallel.process_group import join_groups, reach_store
+        from parallel.process_group import addresses_by_interface, join_groups, nccl_environment, reach_store
 
         start, layout = self._start, self._part.layout
         mine = call.tensor[layout.position(start.rank).pp_rank]
@@ -141,6 +144,9 @@ class _Rank:
         by_memory = None
         if mine is Transport.MEMORY and self._kernels is not None:
             by_memory = partial(join_shared_memory, self._kernels, **waits)
+        if mine is Transport.NCCL:
+            for name, value in nccl_environment(start.address, start.timeout_s, addresses_by_interface()).items():
+                os.environ.setdefault(name, value)
         store = reach_store(start.host, start.store_port, start.generation, start.timeout_s)
         self._groups = join_groups(
             store, layout, start.rank, host=start.address, transport=call.pipe, device=self._device,

@@ -14,6 +14,7 @@ import msgspec
 from engine.framing import encode
 from engine.rank_frames import RankStart
 from parallel.cores import CoreShare
+from parallel.layout import RankLayout
 
 LOOPBACK = "127.0.0.1"
 _END_S = 5.0
@@ -24,6 +25,7 @@ class StagePlace(msgspec.Struct, frozen=True):
 
     address: str = LOOPBACK  #: at which the other stages reach the host
     cores: tuple[CoreShare, ...] = ()  #: one share for each rank; none: any core
+    first_gpu: int = 0  #: of those that processes there can see; its ranks take one each from here on
     num_sharing: int = 1  #: ranks of all replicas that share the host's memory
 
 
@@ -123,12 +125,12 @@ def _launch(start: RankStart) -> HostProcess:
     return HostProcess(process)
 
 
-def on_this_host(num_stages: int, cores: Sequence[CoreShare] = (), num_sharing: int = 1) -> HostSpawner:
+def on_this_host(layout: RankLayout, cores: Sequence[CoreShare] = (), num_sharing: int = 1) -> HostSpawner:
     """All stages beside the driver; `cores`: one share for each rank, in order, or none."""
-    width = len(cores) // num_stages
+    stages = [layout.stage_ranks(stage) for stage in range(layout.pipeline_parallel)]
     return HostSpawner(
         [
-            StagePlace(cores=tuple(cores[stage * width : (stage + 1) * width]), num_sharing=num_sharing)
-            for stage in range(num_stages)
+            StagePlace(cores=tuple(cores[ranks.start : ranks.stop]), first_gpu=ranks.start, num_sharing=num_sharing)
+            for ranks in stages
         ]
     )

@@ -7,14 +7,14 @@ import msgspec
 
 from engine.checkpoint import Checkpoint
 from engine.config import EngineConfig, EngineInfo
-from engine.errors import ConfigError, RankLost
-from engine.fit_check import check_fit, refused_layout
+from engine.device_choice import device_of_ranks
+from engine.errors import RankLost
+from engine.fit_check import measure_fit, refused_layout
 from engine.kv_cache import fit_model_len
-from engine.model_loader import choose_device
 from engine.phases import Phases
 from engine.rank_frames import Allocate, Load, Loaded, RankStart, Ready
 from engine.rank_group import RankGroup, RankListener
-from engine.rank_preflight import Preflight, hear_all, hear_facts, preflight
+from engine.rank_preflight import Preflight, hear_all, hear_facts, preflight, rooms_of
 from engine.rank_spawn import RankProcess, RankSpawner
 from parallel.layout import LayoutError, RankLayout
 from parallel.process_group import listen_store
@@ -80,14 +80,12 @@ def _check_ranks(
     is_rehearsal: bool,
 ) -> tuple[RankGroup, Preflight]:
     """Ranks that have met, and what was found."""
-    device = choose_device(config.device)
-    if device.type != "cpu":
-        remedy = "many ranks run on CPUs only as yet: one rank, or device cpu"
-        raise ConfigError("engine.device", config.device, remedy)
-    check_fit(checkpoint, config, layout, device)
+    device = device_of_ranks(config.device)
+    fit = measure_fit(checkpoint, config, layout, device)
     with phases.phase("start_ranks"):
         group = _start_group(checkpoint, config, layout, spawner, timeout_s)
         facts = hear_facts(group, layout)
+    fit.check(rooms_of(facts))
     with phases.phase("preflight"):
         return group, preflight(group, layout, facts, checkpoint.weights_revision, is_rehearsal=is_rehearsal)
 
@@ -106,7 +104,7 @@ def _start_group(
             pipeline_parallel=layout.pipeline_parallel,
             model=checkpoint.name,
             folder=str(checkpoint.path),
-            config=msgspec.structs.replace(config, device="cpu"),
+            config=msgspec.structs.replace(config, device=device_of_ranks(config.device).type),
             host=host,
             port=listener.port,
             store_port=store.port,
@@ -116,6 +114,7 @@ def _start_group(
             parent_pid=0,  # who starts it puts in its own
             num_sharing=1,
             cores=(),
+            gpu=0,
             num_threads=config.threads or 1,
             timeout_s=timeout_s,
         )
@@ -129,7 +128,8 @@ def _start_group(
 def _start_rank(rank: int, common: RankStart, layout: RankLayout, spawner: RankSpawner) -> RankProcess:
     position = layout.position(rank)
     place = spawner.places[position.pp_rank]
-    start = msgspec.structs.replace(common, rank=rank, address=place.address, num_sharing=place.num_sharing)
+    gpu = place.first_gpu + position.tp_rank
+    start = msgspec.structs.replace(common, rank=rank, address=place.address, num_sharing=place.num_sharing, gpu=gpu)
     if place.cores:
         share = place.cores[position.tp_rank]
         threads = common.config.threads or share.num_threads

@@ -10,11 +10,12 @@ import torch
 from engine.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore, StepExecutor
+from engine.device_choice import choose_device, device_of_ranks
 from engine.errors import BadCheckpoint
 from engine.fit_check import check_fit
 from engine.kernels.library import Kernels, load_kernels
 from engine.kv_cache import fit_model_len
-from engine.model_loader import LoadedModel, choose_device
+from engine.model_loader import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.model_start import build_runner, count_fitting_blocks, load_part
 from engine.phases import Phases, Progress
@@ -74,12 +75,13 @@ def start_engine_of_ranks(
 
     The executor's `close` ends the ranks. Raises `RankLost` too.
     """
-    spawner = spawner or on_this_host(layout.pipeline_parallel)
+    spawner = spawner or on_this_host(layout)
     phases = Phases(progress)
     with phases.phase("download"):
         path = find_checkpoint(model)
     with phases.phase("compile"):
-        load_kernels()  # once, not in each rank
+        if device_of_ranks(config.device).type == "cpu":
+            load_kernels()  # once, not in each rank
     checkpoint = read_checkpoint(path, model)
     group, info = start_rank_group(checkpoint, config, layout, spawner, rank_timeout_s, phases)
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import AllreduceOptions, Backend, PrefixStore, Store, TCPStore, Work
@@ -244,6 +245,11 @@ def _join_nccl(store: Store, index: int, size: int, device: torch.device, timeou
     group = ProcessGroupNCCL(store, index, size, options)
     group.eager_connect_single_device(device)
     return group
+
+
+def addresses_by_interface() -> dict[str, list[str]]:
+    """Of this host's network."""
+    return {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
 
 
 def nccl_environment(address: str, timeout_s: float, interfaces: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -117,7 +117,7 @@ def _bench_steps(args: argparse.Namespace) -> None:
         print(f"  1 rank, {whole.num_threads} threads, {count:3} sequences: {decode_ms(core, count, args):8.2f}")
     core.executor.close()
     for layout in (RankLayout(args.ranks, 1), RankLayout(1, args.ranks)):
-        spawner = on_this_host(layout.pipeline_parallel, shares, args.ranks)
+        spawner = on_this_host(layout, shares, args.ranks)
         core, _ = start_engine_of_ranks(args.model, config, layout, spawner=spawner)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, [cpu for cores in host.physical for cpu in cores])

@@ -84,21 +84,22 @@ def _hosts(args: argparse.Namespace) -> Hosts:
 
 
 def _host_of_ranks(num_ranks: int) -> Device:
-    from engine.kv_cache import free_memory  # imports torch
-    from engine.model_loader import choose_device
+    from engine.device_choice import device_of  # imports torch
+    from engine.kv_cache import free_memory
 
-    return host_device(free_memory(choose_device(_CPU)), num_ranks)
+    return host_device(free_memory(device_of(_CPU)), num_ranks)
 
 
 def _measure(args: argparse.Namespace, hosts: Hosts) -> ModelSizes:
     from engine.checkpoint import find_config, read_checkpoint, read_config_only  # these import torch
-    from engine.model_loader import choose_device, choose_dtype, model_config
+    from engine.device_choice import device_of
+    from engine.model_loader import choose_dtype, model_config
     from engine.model_sizes import measure_model
 
     path = find_config(ModelConfig(model=args.model).location)
     has_weights = next(iter(path.glob("*.safetensors")), None) is not None
     checkpoint = read_checkpoint(path, args.model) if has_weights else read_config_only(path, args.model)
-    device = choose_device(_CPU if hosts.device.name == _CPU else "cuda")
+    device = device_of(_CPU if hosts.device.name == _CPU else "cuda")
     dtype = choose_dtype(DType(args.dtype), checkpoint, device)
     tensor_sizes, stage_counts = grid_sizes(hosts)
     config = model_config(checkpoint)

@@ -25,6 +25,7 @@ def rank_start(rank: int, listener: RankListener, secret: bytes | None = None) -
         parent_pid=os.getpid(),
         num_sharing=1,
         cores=(),
+        gpu=0,
         num_threads=1,
         timeout_s=5.0,
     )

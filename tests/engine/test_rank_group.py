@@ -222,9 +222,10 @@ ORPHANS = """
 import os, signal, sys
 from engine.rank_group import RankListener
 from engine.rank_spawn import on_this_host
+from parallel.layout import RankLayout
 from tests.engine.rank_starts import rank_start
 listener = RankListener("127.0.0.1")
-spawner = on_this_host(1)
+spawner = on_this_host(RankLayout(2, 1))
 processes = [spawner.start(0, rank_start(rank, listener)) for rank in range(2)]
 print(*(process.pid for process in processes), flush=True)
 signal.pause()
