@@ -35,8 +35,6 @@ def fuse_decoder(
     """The model's layers as one call over `cache`; None, and a line in the log, where they stay modules."""
     if kernels is None or model.device.type != "cpu" or model.dtype is not torch.bfloat16:
         return None
-    if model.part.stage_cut is not None:
-        return None  # a stage has not all parts of a model
     if model.has_streamed_layers:
         return None  # their weights come one layer after the other
     if layers_stay_modules():
@@ -69,17 +67,20 @@ def _try(
     """What each layer's attention asks for, once both ways have given the same logits."""
     batches = _trial_batches(model.vocab_size, block_size)
     recorder = _Recorder(NativeAttention(kernels), _trial_cache(model, batches, block_size))
-    expected = [model.forward(batch.ids, batch.positions, recorder.at(batch), None) for batch in batches]
-    options = recorder.options(len(parts.layers))
-    ours = _trial_cache(model, batches, block_size)
-    decoder = FusedDecoder(kernels, parts, shape, options, ours.keys, ours.values, StepProgress().kernel_ticks)
-    for batch, logits in zip(batches, expected, strict=True):
-        try:
-            fused = decoder.forward(batch.ids, batch.positions, batch.metadata, batch.slots, None)
-        except (TypeError, ValueError, RuntimeError) as error:  # its embeddings want or give something else
-            raise _StayModules(str(error)) from error
-        if not model.part.agree(torch.equal(fused, logits)):
-            raise _StayModules("together they compute something else than the fused decoder")
+    neighbours, ours = _Neighbours(), _trial_cache(model, batches, block_size)
+    with model.part.beside(neighbours):
+        logits = [model.forward(batch.ids, batch.positions, recorder.at(batch), None) for batch in batches]
+        expected = neighbours.sent or logits
+        neighbours.sent = []
+        options = recorder.options()
+        decoder = FusedDecoder(kernels, parts, shape, options, ours.keys, ours.values, StepProgress().kernel_ticks)
+        for batch, theirs in zip(batches, expected, strict=True):
+            try:
+                fused = decoder.forward(batch.ids, batch.positions, batch.metadata, batch.slots, None)
+            except (TypeError, ValueError, RuntimeError) as error:  # its embeddings want or give something else
+                raise _StayModules(str(error)) from error
+            if not model.part.agree(torch.equal(fused, theirs)):
+                raise _StayModules("together they compute something else than the fused decoder")
     return options
 
 
@@ -119,7 +120,30 @@ def _trial_batches(vocab_size: int, block_size: int) -> list[_Batch]:
 
 def _trial_cache(model: LoadedModel, batches: list[_Batch], block_size: int) -> KVCache:
     num_blocks = 1 + int(batches[0].metadata.block_tables.max())
-    return KVCache(model.layers, num_blocks=num_blocks, block_size=block_size, dtype=model.dtype, device=model.device)
+    return KVCache(
+        model.layers,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        dtype=model.dtype,
+        device=model.device,
+        first_layer=model.first_layer,
+    )
+
+
+class _Neighbours:
+    """In the place of the other pipeline stages: gives the same for steps of so many tokens, keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.sent: list[torch.Tensor] = []
+
+    def receive(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `StagePipe`."""
+        generator = torch.Generator().manual_seed(hidden.shape[-2])
+        return hidden.copy_(torch.randn(hidden.shape, generator=generator))
+
+    def send(self, hidden: torch.Tensor) -> None:
+        """See `StagePipe`."""
+        self.sent.append(hidden.clone().flatten(0, -2))
 
 
 @dataclass
@@ -144,9 +168,9 @@ class _Recorder:
         self.asked[layer] = options
         return self.step.attend(layer, query, key, value, options)
 
-    def options(self, num_layers: int) -> list[AttentionOptions]:
+    def options(self) -> list[AttentionOptions]:
         """Of the layers in order."""
-        asked = [self.asked[layer] for layer in range(num_layers)]
+        asked = [options for _, options in sorted(self.asked.items())]
         if any(options.sinks is not None for options in asked):
             raise _StayModules("their attention has sinks")
         return [AttentionOptions(options.scale, options.sliding_window, options.softcap) for options in asked]

@@ -4,13 +4,15 @@
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from parallel.layout import RankLayout
 from parallel.process_group import RankGroups
-from parallel.stage_cut import PipeLink, StageCut, cut_stage, join_stage, leave_one_layer
+from parallel.stage_cut import PipeLink, StageCut, StagePipe, cut_stage, join_stage, leave_one_layer
 from parallel.tensor_cut import TensorCut, cut_tensors, join_layers, reduce_outputs
 from parallel.tensor_group import GroupLink
 
@@ -69,6 +71,15 @@ class RankPart:
             self._tensors.group = groups.tensor
         if groups.pipe is not None:
             self._pipe.pipe = groups.pipe
+
+    @contextmanager
+    def beside(self, neighbours: StagePipe) -> Iterator[None]:
+        """Meanwhile hidden states come from these and go to them, if this is a pipeline stage."""
+        kept, self._pipe.pipe = self._pipe.pipe, neighbours
+        try:
+            yield
+        finally:
+            self._pipe.pipe = kept
 
     def agree(self, mine: bool) -> bool:
         """Whether all ranks of the stage say yes; they must ask together."""

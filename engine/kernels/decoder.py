@@ -1,4 +1,4 @@
-"""All layers of a Llama-like decoder as one call of the kernels, for steps of few rows.
+"""All layers of a Llama-like decoder, or of a pipeline stage of one, as one call of the kernels, for steps of few rows.
 
 Such a step is bound by reading the weights once. Between modules that compute one product each, Python and the start of
 a parallel region cost a quarter to a half of it. `engine.decoder_trial` decides whether a model may run so.
@@ -19,6 +19,7 @@ from engine.kernels.mlp import FusedMLP
 from engine.kernels.shared_group import SharedMemoryGroup
 from engine.kernels.stacked import StackedPart
 from parallel.sharded_layers import ReducedOutput, VocabParallelHead
+from parallel.stage_cut import OtherStage, StageInput, StageOutput
 from parallel.tensor_group import TensorGroup
 
 #: Most tokens of a step that the fused decoder computes; kFewRows in native/few_rows.h.
@@ -61,15 +62,22 @@ class LayerParts:
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """The modules of a whole model; `embedding` and `rotary` are called as they are."""
+    """The modules of a model, or of a pipeline stage of one; those that are not kernels' are called as they are."""
 
     embedding: nn.Module
     rotary: nn.Module
     layers: list[LayerParts]
-    norm: FusedRMSNorm
-    output: PackedLinear
+    norm: FusedRMSNorm | None  #: it and the output layer are in the last stage
+    output: PackedLinear | None
+    stage_input: StageInput | None = None
+    stage_output: StageOutput | None = None
     group: SharedMemoryGroup | None = None  #: of a tensor-parallel rank, whose attention and MLP give terms of sums
     head: VocabParallelHead | None = None  #: which joins the ranks' outputs
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.layers[0].attention_norm.weight.shape[0]
 
 
 def find_parts(model: nn.Module) -> DecoderParts | None:
@@ -78,20 +86,26 @@ def find_parts(model: nn.Module) -> DecoderParts | None:
     embedding, rotary = getattr(base, "embed_tokens", None), getattr(base, "rotary_emb", None)
     norm, output = getattr(base, "norm", None), getattr(model, "lm_head", None)
     head = output if isinstance(output, VocabParallelHead) else None
-    group = _find_group(model)
-    if (head is None) != (group is None) or not (group is None or isinstance(group, SharedMemoryGroup)):
+    output = output if head is None else head.columns
+    stage_output = norm if isinstance(norm, StageOutput) else None
+    if stage_output is not None:
+        norm = output = None
+    elif not (isinstance(norm, FusedRMSNorm) and isinstance(output, PackedLinear)):
         return None
-    layers = [_layer_parts(layer) for layer in getattr(base, "layers", ())]
+    group = _find_group(model)
+    is_joined = head is not None or stage_output is not None
+    if not (group is None or isinstance(group, SharedMemoryGroup)) or (group is not None) > is_joined:
+        return None
+    modules = list(getattr(base, "layers", ()))
+    layers = [_layer_parts(layer) for layer in modules if not isinstance(layer, OtherStage | StageInput)]
     found = [layer for layer in layers if layer is not None]
     if not (isinstance(embedding, nn.Module) and isinstance(rotary, nn.Module) and found and len(found) == len(layers)):
-        return None
-    output = output if head is None else head.columns
-    if not (isinstance(norm, FusedRMSNorm) and isinstance(output, PackedLinear)):
         return None
     products = [product for layer in found for product in layer.products()]
     if any(size % _STEP_OF_INPUTS for product in products for size in (product.in_features, product.out_features)):
         return None
-    return DecoderParts(embedding, rotary, found, norm, output, group, head)
+    stage_input = next((module for module in modules if isinstance(module, StageInput)), None)
+    return DecoderParts(embedding, rotary, found, norm, output, stage_input, stage_output, group, head)
 
 
 def _find_group(model: nn.Module) -> TensorGroup | None:
@@ -127,7 +141,7 @@ def _layer_parts(layer: nn.Module) -> LayerParts | None:
 def head_shape(parts: DecoderParts, kv_heads: int, head_dim: int) -> HeadShape | None:
     """The heads that the projections have; None where the sizes of all layers do not fit together."""
     query_width = parts.layers[0].attention_out.in_features
-    hidden, qkv_width = parts.norm.weight.shape[0], query_width + 2 * kv_heads * head_dim
+    hidden, qkv_width = parts.hidden_size, query_width + 2 * kv_heads * head_dim
     gated = parts.layers[0].mlp.down.in_features
     sizes = ((hidden, qkv_width), (query_width, hidden), (hidden, gated), (gated, hidden))
     for layer in parts.layers:
@@ -139,7 +153,9 @@ def head_shape(parts: DecoderParts, kv_heads: int, head_dim: int) -> HeadShape |
             or any(norm.weight.shape[0] != head_dim for norm in head_norms)
         ):
             return None
-    if parts.output.in_features != hidden or query_width % (kv_heads * head_dim):
+    if parts.output is not None and parts.output.in_features != hidden:
+        return None
+    if query_width % (kv_heads * head_dim):
         return None
     return HeadShape(query_width // head_dim, kv_heads, head_dim)
 
@@ -164,7 +180,7 @@ class FusedDecoder:
         self._parts, self._memory = parts, (keys, values, ticks)  # what the structures point to
         self._head_dim = shape.head_dim
         self._run, self._isa = kernels.library.manta_decode, int(kernels.isa)
-        first, hidden = parts.layers[0], parts.norm.weight.shape[0]
+        first, hidden = parts.layers[0], parts.hidden_size
         widths = (
             hidden, first.qkv.out_features, first.attention_out.in_features, first.mlp.down.in_features, hidden,
         )  # fmt: skip
@@ -192,15 +208,21 @@ class FusedDecoder:
         slot_mapping: torch.Tensor,
         keep: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Logits [len(keep), vocabulary] for a flat batch of T tokens, T <= `MAX_ROWS`; `keep` None keeps all T."""
+        """Logits [len(keep), vocabulary] for a flat batch of T tokens, T <= `MAX_ROWS`; `keep` None keeps all T.
+
+        In a stage before the last, the hidden states that it has sent.
+        """
         parts, step = self._parts, self._step
         num_rows = input_ids.shape[0]
-        hidden = parts.embedding(input_ids)
+        hidden: torch.Tensor = parts.embedding(input_ids)
+        if parts.stage_input is not None:
+            hidden = parts.stage_input(hidden)
         cos, sin = parts.rotary(hidden[None], positions[None])
         _check_step(num_rows, hidden, cos, sin, self._head_dim)
         if keep is None:
             keep = torch.arange(num_rows)
-        logits = torch.empty((keep.shape[0], parts.output.out_features), dtype=torch.bfloat16)
+        width = 0 if parts.output is None else parts.output.out_features
+        logits = torch.empty((keep.shape[0], width), dtype=torch.bfloat16)
         tables = metadata.block_tables
         step.hidden, step.cos, step.sin = hidden.data_ptr(), cos.data_ptr(), sin.data_ptr()
         step.slots, step.query_start = slot_mapping.data_ptr(), metadata.query_start.data_ptr()
@@ -208,12 +230,15 @@ class FusedDecoder:
         step.kept, step.logits = keep.data_ptr(), logits.data_ptr()
         step.rows, step.num_kept = num_rows, keep.shape[0]
         step.num_sequences, step.table_stride = metadata.num_sequences, tables.stride(0)
-        if parts.group is None or parts.head is None:
+        if parts.group is None:
             self._run(self._isa, thread_count(), *self._addresses)
-            return logits
-        parts.group.begin("all_reduce between layers")
-        parts.group.end(self._run(self._isa, thread_count(), *self._addresses))
-        return parts.head.join(logits)
+        else:
+            parts.group.begin("all_reduce between layers")
+            parts.group.end(self._run(self._isa, thread_count(), *self._addresses))
+        if parts.stage_output is not None:
+            parts.stage_output(hidden)
+            return hidden
+        return logits if parts.head is None else parts.head.join(logits)
 
 
 def _check_step(num_rows: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, head_dim: int) -> None:
@@ -298,6 +323,8 @@ def _norm(norm: FusedRMSNorm | None) -> _Norm:
     return _Norm(norm.weight.data_ptr(), norm.weight.shape[0], norm.epsilon, int(norm.norm))
 
 
-def _product(linear: PackedLinear) -> Any:
+def _product(linear: PackedLinear | None) -> Any:
+    if linear is None:
+        return _Product()
     bias = None if linear.bias is None else linear.bias.data_ptr()
     return _Product(linear.packed.data_ptr(), bias, linear.in_features, linear.out_features, int(linear.activation))

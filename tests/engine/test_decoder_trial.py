@@ -18,8 +18,11 @@ from engine.kernels.linear import pack_linears
 from engine.kernels.metadata import AttentionMetadata
 from engine.kv_cache import KVCache
 from engine.model_loader import LoadedModel, load_model, model_config
+from engine.model_start import load_part
+from engine.rank_part import RankPart
 from engine.startup import start_engine
 from engine.step_progress import StepProgress
+from parallel.layout import RankLayout
 from tests.engine.drive_engine import drive, request, tokens
 from tests.engine.tiny_models import VOCAB_SIZE, save_tiny_model
 
@@ -137,6 +140,17 @@ def test_other_models_keep_their_modules(
     pack_linears(model.module, kernels)
     assert fuse_decoder(model, caches(model, 4)[0], kernels, StepProgress()) is None
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("model_type", "is_taken"), [("qwen3", True), ("granite", False)])
+def test_a_pipeline_stage_is_tried_without_the_others(
+    kernels: Kernels, tmp_path: Path, model_type: str, is_taken: bool, rank: int
+) -> None:
+    checkpoint = read_checkpoint(save_tiny_model(model_type, tmp_path, **LONG))
+    config = EngineConfig(dtype=DType.BFLOAT16)
+    model, _ = load_part(checkpoint, config, CPU, kernels, RankPart(RankLayout(1, 2), rank))
+    assert (fuse_decoder(model, caches(model, 4)[0], kernels, StepProgress()) is not None) == is_taken
 
 
 def test_sizes_that_do_not_fill_blocks_keep_their_modules(kernels: Kernels, tmp_path: Path) -> None:

@@ -85,12 +85,23 @@ def test_preemption_sampling_and_logprobs(layout: RankLayout, tied: bool, tmp_pa
 
 
 @pytest.mark.skipif(load_kernels() is None, reason="no kernels on this machine")
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_ranks_run_all_layers_as_one_call_too(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "layout"),
+    [
+        ("llama", RankLayout(2, 1)),
+        ("qwen3", RankLayout(2, 1)),
+        ("qwen3", RankLayout(1, 2)),
+        ("llama", RankLayout(2, 2)),
+    ],
+    ids=str,
+)
+def test_ranks_run_their_layers_as_one_call_too(
+    model_type: str, layout: RankLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In bfloat16, on packed kernels: the same tokens as the modules of the same ranks say."""
     folder = save_tiny_model(model_type, tmp_path, intermediate_size=128)
     config = msgspec.structs.replace(CONFIG, dtype=DType.BFLOAT16)
-    kernels, layout, asked = load_kernels(), RankLayout(2, 1), arrivals(4, max_tokens=12)
+    kernels, asked = load_kernels(), arrivals(4, max_tokens=12)
     fused: list[bool] = []
 
     def counting(*args: Any) -> Any:
@@ -100,7 +111,7 @@ def test_ranks_run_all_layers_as_one_call_too(model_type: str, tmp_path: Path, m
 
     monkeypatch.setattr(model_runner, "fuse_decoder", counting)
     got = answers(threaded_engine(folder, config, layout, kernels=kernels, shared=kernels), asked)
-    assert fused == [True, True]
+    assert fused == [True] * layout.world_size
     monkeypatch.setattr(model_runner, "fuse_decoder", lambda *_: None)
     assert got == answers(threaded_engine(folder, config, layout, kernels=kernels, shared=kernels), asked)
 

@@ -1,4 +1,5 @@
-// One step of a whole decoder over few rows in one parallel region: all layers, the last norm, the output layer.
+// One step of a decoder, or of a pipeline stage of one, over few rows in one parallel region: all layers, and where the
+// output layer is here, the last norm and that.
 //
 // What a Llama-like model computes (norm, query-key-value product, rotation, paged attention, product, residual; norm,
 // gated MLP, residual), by the same code and with the same roundings as the separate kernels: so the results are equal.
@@ -41,7 +42,7 @@ struct Decoder {
     const Layer* layers;
     int64_t num_layers, num_plans;
     RmsNorm last_norm;
-    Product output;
+    Product output;  // no weight: a later stage has it, and the hidden states are what is wanted
     bf16 *normal, *heads, *attended, *gated, *delta;  // room for kFewRows rows each
     int64_t* ticks;  // counts the layers done, for a watchdog
     int32_t query_heads, kv_heads, head_dim, block_size;
@@ -87,7 +88,7 @@ class Pass {
                 layer(me, decoder_.layers[i]);
                 if (me == 0) __atomic_fetch_add(decoder_.ticks, 1, __ATOMIC_RELAXED);
             }
-            output(me);
+            if (decoder_.output.weight) output(me);
         }
         return late_;
     }
