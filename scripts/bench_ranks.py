@@ -14,10 +14,10 @@ from typing import Any
 from engine.config import DType, EngineConfig
 from engine.core import EngineCore
 from engine.openmp import wait_briefly
-from engine.request import GenerateRequest, SamplingParams
 from engine.step import StepPlan
 from parallel.cores import read_host_cores, share_cores
 from parallel.layout import RankLayout
+from scripts.bench_pipeline import numbered_requests, rates, with_steps_in_flight
 
 _HOST = "127.0.0.1"
 _TIMEOUT_S = 60.0
@@ -115,25 +115,27 @@ def _bench_steps(args: argparse.Namespace) -> None:
     print(f"decode step of {args.model} ({info.dtype}), ms, p10:")
     for count in args.sequences:
         print(f"  1 rank, {whole.num_threads} threads, {count:3} sequences: {decode_ms(core, count, args):8.2f}")
+        print(f"    {rates(core, count, args)}")
     core.executor.close()
     for layout in (RankLayout(args.ranks, 1), RankLayout(1, args.ranks)):
         spawner = on_this_host(layout, shares, args.ranks)
-        core, _ = start_engine_of_ranks(args.model, config, layout, spawner=spawner)
+        core, info = start_engine_of_ranks(args.model, config, layout, spawner=spawner)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, [cpu for cores in host.physical for cpu in cores])
         p50, p99 = _timed(lambda core=core: core.executor.execute(StepPlan(0, [], [], [])), 2000)
         print(f"  {layout}: an empty step, driver to ranks and back: {p50:.0f} us p50, {p99:.0f} us p99")
         for count in args.sequences:
-            print(f"  {layout}, {count:3} sequences: {decode_ms(core, count, args):8.2f}")
+            ms = decode_ms(with_steps_in_flight(core, config, info, 1), count, args)
+            print(f"  {layout}, {count:3} sequences: {ms:8.2f}")
+            for steps in sorted({1, layout.pipeline_parallel}):
+                measured = rates(with_steps_in_flight(core, config, info, steps), count, args, info.rank_pids)
+                print(f"    {steps} in flight: {measured}")
         core.executor.close()
 
 
 def decode_ms(core: EngineCore, count: int, args: argparse.Namespace) -> float:
     """Milliseconds of the step that a tenth of the steps in which all of `count` sequences decode fall below."""
-    for index in range(count):
-        prompt = [(7 * index + 3 * position) % 900 + 3 for position in range(args.context)]
-        sampling = SamplingParams(max_tokens=args.tokens, seed=0, temperature=0.0, ignore_eos=True)
-        request = GenerateRequest(request_id=f"{count}-{index}", prompt_token_ids=prompt, sampling=sampling)
+    for request in numbered_requests(count, args.context, args.tokens):
         core.scheduler.add(request, 0.0)
     samples = []
     while True:
