@@ -20,6 +20,8 @@ from deployments.replica_deployment import ReplicaDeployment
 APP_NAME = "manta"
 #: Serve counts only what passes its own handles and proxies; the real bound is the router's queue.
 _MAX_ONGOING = 100_000
+#: Gateways and router shards ask for little, but something: two ranks for each CPU are to fit beside them.
+CPUS_OF_RANK = 0.4
 #: Over what a leave takes: past it Serve kills.
 _STOP_MARGIN_S = 15.0
 #: A dead process is found by the next look at its health, a frozen one by three that time out. The look waits for the
@@ -51,7 +53,7 @@ def build_app(config: MantaConfig) -> Application:
         replica.options(
             name=f"engine-{model.served_name}",
             num_replicas=model.replicas,
-            ray_actor_options=_resources(model),
+            **_placement(model),
             graceful_shutdown_timeout_s=max(model.drain_s, model.grace_s) + _STOP_MARGIN_S,
             max_surge_percent=0 if _uses_gpu(model) else 1,  # one more at a time, where memory and CPUs allow it
         ).bind(encoded, model.served_name)
@@ -67,11 +69,27 @@ def build_app(config: MantaConfig) -> Application:
     return named.bind(encoded, *engines)
 
 
-def _resources(model: ModelConfig) -> dict[str, Any]:
-    """A GPU for each rank, if on GPUs; else a share of a CPU that lets all replicas of a small host be placed."""
-    if _uses_gpu(model):
-        return {"num_gpus": model.num_ranks, "num_cpus": 1}
-    return {"num_cpus": 0.01 if model.is_chain else 0.5}
+def _placement(model: ModelConfig) -> dict[str, Any]:
+    """What Ray sets aside for a replica: for each stage a bundle, of which the ranks are together on one host.
+
+    The replica's own process is in the first. Stages on CPUs go to hosts of their own where there are any, for what
+    they wait for is their host's memory; stages on GPUs stay together where they fit.
+    """
+    uses_gpu = _uses_gpu(model)
+    stage = _resources(model, uses_gpu)
+    options: dict[str, Any] = {"ray_actor_options": stage}
+    if model.pipeline_parallel > 1:
+        bundle = {"CPU": stage["num_cpus"]} | ({"GPU": stage["num_gpus"]} if uses_gpu else {})
+        options["placement_group_bundles"] = [bundle] * model.pipeline_parallel
+        options["placement_group_strategy"] = "PACK" if uses_gpu else "SPREAD"
+    return options
+
+
+def _resources(model: ModelConfig, uses_gpu: bool) -> dict[str, Any]:
+    """Of one stage: a GPU for each rank; else a share of a CPU that lets all replicas of a small host be placed."""
+    if uses_gpu:
+        return {"num_gpus": model.tensor_parallel, "num_cpus": model.tensor_parallel}
+    return {"num_cpus": 0.01 if model.is_chain else CPUS_OF_RANK * model.tensor_parallel}
 
 
 def _uses_gpu(model: ModelConfig) -> bool:

@@ -15,7 +15,6 @@ from cluster.config import MantaConfig
 from cluster.frames import ReplicaInfo
 from cluster.replica.engine_watch import EngineWatch
 from cluster.replica.home_shard import preferred_shard
-from cluster.replica.host_share import HostShare, host_share
 from cluster.replica.replica_drain import ReplicaDrain
 from deployments.leave import Leave
 from deployments.replica import Replica
@@ -23,6 +22,7 @@ from deployments.router_actor import find_stayers, join_router, router_shard
 from deployments.router_link import Shards
 from deployments.router_store import cluster_secret, publish_router_config
 from deployments.settled_heap import settle_heap
+from deployments.stage_host import ReplicaSpawner, take_place
 from deployments.take_leave import drain_replica
 from deployments.termination import on_sigterm
 from engine.chain_startup import start_chain_engine
@@ -30,8 +30,6 @@ from engine.config import EngineInfo
 from engine.core import EngineCore
 from engine.errors import EngineDead
 from engine.openmp import wait_briefly
-from engine.rank_spawn import on_this_host
-from parallel.cores import read_host_cores, share_cores
 from parallel.layout import RankLayout
 
 logger = logging.getLogger("manta.replica")
@@ -47,7 +45,6 @@ class ReplicaDeployment:
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
         self._rank: int = context.rank.rank if context.rank is not None else 0
-        self._rank_on_host: int = context.rank.local_rank if context.rank is not None else 0
         self._dead: EngineDead | None = None
         self._watch = EngineWatch()
         self._loop = asyncio.get_running_loop()
@@ -70,31 +67,26 @@ class ReplicaDeployment:
         wait_briefly()  # before torch brings OpenMP
         from engine.startup import start_engine, start_engine_of_ranks  # import torch, which only engines need
 
-        model, share = self._model, self._host_share()
-        dealt = share_cores(read_host_cores(), share.num_parts)
-        cores = [dealt[part] for part in share.parts]
+        model = self._model
         note = router_shard(0).note_phase.remote
 
         def tell(phase: str, seconds: float) -> None:
             note(self._replica_id, phase, seconds)
 
         if model.num_ranks == 1:
+            place = take_place(self._config, model)
             return start_engine(
-                model.location, model.engine, cores=cores[0], num_replicas=share.num_replicas, progress=tell
+                model.location, model.engine, cores=place.cores[0], num_replicas=place.num_sharing, progress=tell
             )
         layout = RankLayout(model.tensor_parallel, model.pipeline_parallel)
         return start_engine_of_ranks(
             model.location,
             model.engine,
             layout,
-            spawner=on_this_host(layout, cores, share.num_replicas * model.num_ranks),
+            spawner=ReplicaSpawner(self._config, model),
             rank_timeout_s=model.rank_timeout_s,
             progress=tell,
         )
-
-    def _host_share(self) -> HostShare:
-        num_hosts = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-        return host_share(self._config, self._model, self._rank_on_host, num_hosts)
 
     async def _drain(self) -> None:
         drain = ReplicaDrain(self._loop.time(), self._model.drain_s, self._model.grace_s)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from engine.checkpoint import find_checkpoint
 from engine.framing import encode
 from engine.rank_frames import RankStart
 from parallel.cores import CoreShare
@@ -24,6 +25,7 @@ class StagePlace(msgspec.Struct, frozen=True):
     """Where the ranks of one pipeline stage run, and what is theirs there."""
 
     address: str = LOOPBACK  #: at which the other stages reach the host
+    folder: str = ""  #: of the model's files there, when they have been found
     cores: tuple[CoreShare, ...] = ()  #: one share for each rank; none: any core
     first_gpu: int = 0  #: of those that processes there can see; its ranks take one each from here on
     num_sharing: int = 1  #: ranks of all replicas that share the host's memory
@@ -49,6 +51,12 @@ class RankSpawner(Protocol):
     @property
     def places(self) -> Sequence[StagePlace]:
         """By stage."""
+
+    def find_model(self, model: str) -> Path:
+        """Find (or download) the files on each host, so that `places` know them; the folder on the driver's own.
+
+        Raises `BadCheckpoint`.
+        """
 
     def start(self, stage: int, start: RankStart) -> RankProcess:
         """One more process where this stage runs, at any time. Raises OSError."""
@@ -97,6 +105,12 @@ class HostSpawner:
         self.places = places
         self._processes: list[HostProcess] = []
         self._guard = ThreadPoolExecutor(1, "rank-guard")
+
+    def find_model(self, model: str) -> Path:
+        """See `RankSpawner`."""
+        path = find_checkpoint(model)
+        self.places = [msgspec.structs.replace(place, folder=str(path)) for place in self.places]
+        return path
 
     def start(self, stage: int, start: RankStart) -> HostProcess:
         """See `RankSpawner`."""

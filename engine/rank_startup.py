@@ -103,7 +103,7 @@ def _start_group(
             tensor_parallel=layout.tensor_parallel,
             pipeline_parallel=layout.pipeline_parallel,
             model=checkpoint.name,
-            folder=str(checkpoint.path),
+            folder="",
             config=msgspec.structs.replace(config, device=device_of_ranks(config.device).type),
             host=host,
             port=listener.port,
@@ -128,8 +128,14 @@ def _start_group(
 def _start_rank(rank: int, common: RankStart, layout: RankLayout, spawner: RankSpawner) -> RankProcess:
     position = layout.position(rank)
     place = spawner.places[position.pp_rank]
-    gpu = place.first_gpu + position.tp_rank
-    start = msgspec.structs.replace(common, rank=rank, address=place.address, num_sharing=place.num_sharing, gpu=gpu)
+    start = msgspec.structs.replace(
+        common,
+        rank=rank,
+        address=place.address,
+        folder=place.folder,
+        gpu=place.first_gpu + position.tp_rank,
+        num_sharing=place.num_sharing,
+    )
     if place.cores:
         share = place.cores[position.tp_rank]
         threads = common.config.threads or share.num_threads

@@ -78,7 +78,7 @@ def start_engine_of_ranks(
     spawner = spawner or on_this_host(layout)
     phases = Phases(progress)
     with phases.phase("download"):
-        path = find_checkpoint(model)
+        path = spawner.find_model(model)
     with phases.phase("compile"):
         if device_of_ranks(config.device).type == "cpu":
             load_kernels()  # once, not in each rank

@@ -2,10 +2,12 @@
 
 Two processes whose OpenMP threads share a core wait for each other at every barrier, which turns a step of tens of
 milliseconds into seconds. So the cores of a host are dealt out: every process gets its own, computes with one
-thread a core and is kept there. Dealing (`share_cores`) is pure; `read_host_cores` and `CoreShare.pin_thread` touch
-the host. Import this before torch: a thread pool inherits the affinity of the thread that starts it.
+thread a core and is kept there. Dealing (`share_cores`) is pure; the rest touches the host. Import this before torch:
+a thread pool inherits the affinity of the thread that starts it.
 """
 
+import fcntl
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +83,20 @@ def _share_size(total: int, parts: int, index: int) -> int:
 
 def _share_start(total: int, parts: int, index: int) -> int:
     return index * (total // parts) + min(index, total % parts)
+
+
+def take_number(folder: Path) -> int:
+    """The least number that no other process of this host has taken in this folder; it is this one's until it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        file = os.open(folder / str(number), os.O_CREAT | os.O_RDWR, 0o600)  # stays open: so the lock stays
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        else:
+            return number
+    raise AssertionError
 
 
 def read_host_cores(devices: Path = CPU_DEVICES, cgroup: Path = CGROUP) -> HostCores:

@@ -1,4 +1,4 @@
-"""Which part of its host a replica takes, when the replicas of all models are spread evenly over the hosts."""
+"""Which part of its host a stage of a replica takes, when the stages of all are spread evenly over the hosts."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,19 @@ from cluster.config import MantaConfig, ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class HostShare:
-    """`parts`: the indices of a replica's ranks among the `num_parts` that its host is dealt to; `num_replicas`: the
-    engines of a host."""
+    """`parts`: the indices of a stage's ranks among the `num_parts` that its host is dealt to. (A model that is not
+    split is computed by one stage of one rank.)"""
 
     parts: tuple[int, ...]
     num_parts: int
-    num_replicas: int
 
 
-def host_share(config: MantaConfig, model: ModelConfig, rank_on_host: int, num_hosts: int) -> HostShare:
-    """`rank_on_host`: of the replicas of its model. More of them than an even spread gives share parts."""
-    first = num_parts = num_replicas = 0
+def host_share(config: MantaConfig, model: ModelConfig, number: int, num_hosts: int) -> HostShare:
+    """`number`: of the stage among those of its model on its host. More than an even spread gives share parts."""
+    first = num_parts = 0
     for other in config.models:
         if other is model:
             first = num_parts
-        here = -(-other.replicas // max(1, num_hosts))
-        num_parts += here * other.num_ranks
-        num_replicas += here
-    first += model.num_ranks * rank_on_host
-    parts = tuple((first + index) % num_parts for index in range(model.num_ranks))
-    return HostShare(parts, num_parts, num_replicas)
+        num_parts += -(-other.replicas * other.pipeline_parallel // max(1, num_hosts)) * other.tensor_parallel
+    first += model.tensor_parallel * number
+    return HostShare(tuple((first + index) % num_parts for index in range(model.tensor_parallel)), num_parts)

@@ -33,7 +33,7 @@ def local_ray(config: MantaConfig, address: str | None) -> Iterator[None]:
     if address is not None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        cpus = max(os.cpu_count() or 1, sum(model.replicas for model in config.models))
+        cpus = max(os.cpu_count() or 1, sum(model.replicas * model.num_ranks for model in config.models))
         ray.init(
             num_cpus=cpus,
             namespace=NAMESPACE,

@@ -1,6 +1,8 @@
 """Dealing the cores of a host: none twice, none idle, never more threads than cores."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -8,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.cores import CoreShare, HostCores, group_siblings, read_cpu_quota, read_host_cores, share_cores
+from parallel.cores import (
+    CoreShare,
+    HostCores,
+    group_siblings,
+    read_cpu_quota,
+    read_host_cores,
+    share_cores,
+    take_number,
+)
 
 
 def plain_host(num_cores: int, quota: float | None = None) -> HostCores:
@@ -111,3 +121,32 @@ def test_pinning_holds_for_the_thread_and_those_it_starts() -> None:
 
 def test_pinning_to_a_core_that_is_not_there_says_so() -> None:
     assert CoreShare((100_000,), 1).pin_thread() is False
+
+
+TAKER = """
+import sys
+from pathlib import Path
+from parallel.cores import take_number
+print(take_number(Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_number_is_of_one_process_until_it_ends(tmp_path: Path) -> None:
+    def taker() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", TAKER, str(tmp_path)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def number(process: "subprocess.Popen[str]") -> int:
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+    first, second = taker(), taker()
+    assert sorted([number(first), number(second)]) == [0, 1]
+    assert take_number(tmp_path) == 2
+    first.kill()
+    first.wait()
+    third = taker()
+    assert number(third) in (0, 1)
+    for process in (first, second, third):
+        process.communicate()

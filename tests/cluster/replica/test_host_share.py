@@ -1,4 +1,4 @@
-"""A replica's part of its host, on one host and on several."""
+"""A stage's part of its host, on one host and on several."""
 
 from cluster.config import MantaConfig, ModelConfig
 from cluster.replica.host_share import host_share
@@ -10,21 +10,20 @@ CONFIG = MantaConfig(
     )
 )
 SMALL, BIG = CONFIG.models
+STAGES = MantaConfig(models=(ModelConfig(replicas=2, tensor_parallel=2, pipeline_parallel=2),))
 
 
 def test_one_host_is_dealt_to_all_in_the_order_of_the_config() -> None:
-    parts = [host_share(CONFIG, SMALL, rank, 1).parts for rank in range(4)]
-    parts += [host_share(CONFIG, BIG, rank, 1).parts for rank in range(2)]
+    parts = [host_share(CONFIG, SMALL, number, 1).parts for number in range(4)]
+    parts += [host_share(CONFIG, BIG, number, 1).parts for number in range(2)]
     assert parts == [(0,), (1,), (2,), (3,), (4, 5), (6, 7)]
-    share = host_share(CONFIG, BIG, 0, 1)
-    assert (share.num_parts, share.num_replicas) == (8, 6)
+    assert host_share(CONFIG, BIG, 0, 1).num_parts == 8
 
 
 def test_of_two_hosts_each_is_dealt_to_its_half() -> None:
-    parts = [host_share(CONFIG, SMALL, rank, 2).parts for rank in range(2)]
+    parts = [host_share(CONFIG, SMALL, number, 2).parts for number in range(2)]
     assert [*parts, host_share(CONFIG, BIG, 0, 2).parts] == [(0,), (1,), (2, 3)]
-    share = host_share(CONFIG, SMALL, 0, 2)
-    assert (share.num_parts, share.num_replicas) == (4, 3)
+    assert host_share(CONFIG, SMALL, 0, 2).num_parts == 4
 
 
 def test_what_does_not_divide_leaves_room_for_the_fuller_host() -> None:
@@ -34,3 +33,9 @@ def test_what_does_not_divide_leaves_room_for_the_fuller_host() -> None:
 def test_who_is_too_many_on_a_host_shares() -> None:
     assert host_share(CONFIG, SMALL, 3, 4).parts == (0,) == host_share(CONFIG, SMALL, 0, 4).parts
     assert host_share(CONFIG, SMALL, 1, 4).parts == (1,)
+
+
+def test_the_stages_of_all_replicas_are_dealt_out() -> None:
+    (model,) = STAGES.models
+    assert [host_share(STAGES, model, number, 1).parts for number in range(4)] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert [host_share(STAGES, model, number, 3).parts for number in range(2)] == [(0, 1), (2, 3)]
