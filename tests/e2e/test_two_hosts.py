@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,11 +13,11 @@ from tests.e2e.two_hosts import SECOND
 pytestmark = pytest.mark.ray
 
 
-def test_stages_on_two_hosts(live_server: LiveServer) -> None:
-    command = [sys.executable, "-m", "tests.e2e.two_hosts", live_server.ray_address]
+def test_stages_on_two_hosts(live_server: LiveServer, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.e2e.two_hosts", live_server.ray_address, str(tmp_path / "story")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    served, lost, *ended = map(json.loads, done.stdout.splitlines())
+    served, lost, *ended = map(json.loads, (tmp_path / "story").read_text().splitlines())
     assert sorted(served["addresses"]) == ["127.0.0.1", SECOND]
     assert served["is_exact"] and served["num_tokens"] == 24
     assert "rank 1" in lost["lost"] and "signal 9" in lost["lost"]

@@ -1,6 +1,7 @@
-"""A replica whose two stages are on two hosts, which are two Ray nodes of this machine: `... ADDRESS` of the cluster.
+"""A replica whose two stages are on two hosts, which are two Ray nodes of this machine: `... ADDRESS FILE`.
 
-The second node is added to the cluster and taken away again. What happens is told as lines of JSON.
+The second node is added to the cluster at this address and taken away again. What happens is told in the file, a line
+of JSON each.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -64,7 +66,8 @@ def generate(core: EngineCore) -> list[int]:
 
 
 def tell(**said: object) -> None:
-    print(json.dumps(said), flush=True)
+    with Path(sys.argv[2]).open("a") as file:
+        file.write(json.dumps(said) + "\n")
 
 
 def has_ended(pid: int, patience_s: float = 10.0) -> bool:
