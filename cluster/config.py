@@ -61,6 +61,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream_stall_s: Annotated[
         float, Meta(gt=0.0, description="A client that reads nothing for so long is cut off.")
     ] = 30.0
+    log_calls: Annotated[
+        bool,
+        Meta(
+            description="One line of JSON per call on the gateway's standard error, which Ray keeps with its session's "
+            "logs: who, how many tokens, how long each phase took, how it ended. Never a prompt or an answer."
+        ),
+    ] = True
     tenant_header: Annotated[
         str,
         Meta(
@@ -206,6 +213,22 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
+class TracesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenTelemetry traces of calls."""
+
+    endpoint: Annotated[
+        str,
+        Meta(
+            description="Where to send them by OTLP over gRPC, as `http://collector:4317` (`https://`: by TLS). Empty: "
+            "nowhere. Needs the extra `manta-serve[traces]`."
+        ),
+    ] = ""
+    sample: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0, description="Share of the calls that are traced, of those whose caller does not say."),
+    ] = 0.01
+
+
 class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a Manta app is told."""
 
@@ -213,6 +236,7 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     gateway: GatewayConfig = GatewayConfig()
     auth: AuthConfig = AuthConfig()
     router: RouterConfig = RouterConfig()
+    traces: TracesConfig = TracesConfig()
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -8,7 +8,8 @@ secret); after that:
 
     gateway -> router   Enqueue, Withdraw, Ended, Condemn,    router -> gateway   Grant, Refuse, Move, Pulse,
                         Keep, Journal, Release, Fetch,                            ReplicaUp, ReplicaDown,
-                        Figures, Scrape                                           Stored, Taken, Scraped
+                        Figures, Scrape,                                          Stored, Taken, Scraped,
+                        KeepReports, FindReport                                   ReportFound
     replica -> router   Announce, Report, Leave, Vitals       router -> replica   Drain, Pulse
     gateway -> replica  Submit, Cancel                        replica -> gateway  Tokens, Failed, Beat
     router -> router    Spare
@@ -189,6 +190,27 @@ class Stored(Frame, frozen=True, tag="stored"):
     journal: list[bytes] = []
 
 
+class KeepReports(Frame, frozen=True, tag="keep_reports"):
+    """Reports of calls that have ended: (tenant, call id, request id, report), for whoever asks."""
+
+    reports: list[tuple[str, str, str, bytes]]
+
+
+class FindReport(Frame, frozen=True, tag="find_report"):
+    """The report of this tenant's call with that call id or request id. Answered by `ReportFound`."""
+
+    ticket: int
+    name: str
+    tenant: str
+
+
+class ReportFound(Frame, frozen=True, tag="report_found"):
+    """Empty if there is none."""
+
+    ticket: int
+    report: bytes = b""
+
+
 class Taken(Frame, frozen=True, tag="taken"):
     """The stream has passed into other hands: stop it, if you run it as of this epoch or an earlier one."""
 
@@ -287,10 +309,21 @@ class Beat(Frame, frozen=True, tag="beat"):
     patience_s: float  #: `progress` may stand still so long in an honest step
 
 
-ToRouter = (
-    Enqueue | Withdraw | Ended | Condemn | Keep | Journal | Release | Fetch | Figures | Scrape | Announce | Report
-    | Leave | Vitals | Spare
-)  # fmt: skip
-FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown | Stored | Taken | Scraped
+FromGateway = (
+    Enqueue
+    | Withdraw
+    | Ended
+    | Condemn
+    | Keep
+    | Journal
+    | Release
+    | Fetch
+    | Figures
+    | Scrape
+    | KeepReports
+    | FindReport
+)
+ToRouter = FromGateway | Announce | Report | Leave | Vitals | Spare
+FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown | Stored | Taken | Scraped | ReportFound
 ToReplica = Submit | Cancel
 FromReplica = Tokens | Failed | Beat

@@ -25,9 +25,11 @@ from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
+from deployments.call_sinks import CallSinks
 from deployments.gateway_auth import open_auth
 from deployments.gateway_links import GatewayLinks
 from deployments.http_door import HttpDoor
+from deployments.json_logs import log_as_json
 from deployments.leave import Leave
 from deployments.router_actor import configure_routers, join_router
 from deployments.router_link import Shards
@@ -54,16 +56,17 @@ class GatewayDeployment:
     """One gateway. `engines` are the handles of the replicas' deployments: they make them part of the app."""
 
     async def __init__(self, config: str, *engines: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_as_json()
         self._config = msgspec.json.decode(config, type=MantaConfig)
         name = serve.get_replica_context().replica_id.unique_id
         configure_routers(self._config.router)
         self._dispatcher = Dispatcher(name)
         shards = Shards(self._config.router.shards, join_router, cluster_secret())
         copies = StreamCopies(self._config.gateway.resume_s, shards.count)
-        self._metrics = GatewayMetrics(self._dispatcher)
-        self._links = GatewayLinks(self._dispatcher, copies, self._metrics.scrapes, shards)
+        self._metrics, self._sinks = GatewayMetrics(self._dispatcher), CallSinks(self._config, name)
+        calls = Calls(sinks=[self._metrics.calls, *self._sinks.sinks])
+        self._links = GatewayLinks(self._dispatcher, copies, [self._metrics.scrapes, calls.reports], shards)
         models = await asyncio.to_thread(_load_models, self._config)
-        calls = Calls(sinks=[self._metrics.calls])
         identify = bearer(open_auth(self._config.auth)) if self._config.auth.is_on else None
         self._app = build_gateway(
             models, self._dispatcher, self._config.gateway, identify, copies, calls, self._metrics
@@ -113,6 +116,7 @@ class GatewayDeployment:
         leave = getattr(self, "_leave", None)
         if leave is not None:
             await leave.wait()
+            await self._sinks.close()
 
 
 def _load_models(config: MantaConfig) -> dict[str, ServedModel]:

@@ -1,15 +1,16 @@
-"""GatewayLinks: the sockets around one gateway's `Dispatcher`, `StreamCopies` and `Scrapes`: the router shards, and
+"""GatewayLinks: the sockets around one gateway's `Dispatcher`, `StreamCopies` and listeners: the router shards, and
 every replica that they tell of.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from cluster.frames import FromReplica, FromRouter, ReplicaInfo, ReplicaUp, Scraped, Stored, Taken
-from cluster.metrics.scrapes import Scrapes
+from cluster.frames import FromReplica, FromRouter, ReplicaInfo, ReplicaUp, Stored, Taken
 from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.link import ShardListener
 from cluster.streams.stream_copies import StreamCopies
 from cluster.streams.watchdog import TICK_S
 from deployments.router_link import RouterLink, Shards
@@ -41,7 +42,8 @@ class _ShardPeer:
     def on_router(self, connection: FrameConnection) -> None:
         self._links.dispatcher.on_router(self._shard, connection)
         self._links.copies.on_router(self._shard, connection, connection.is_within_host)
-        self._links.scrapes.on_router(self._shard, connection)
+        for listener in self._links.listeners:
+            listener.on_router(self._shard, connection)
 
     def on_router_frame(self, frame: Any) -> None:
         self._links.dispatcher.on_router_frame(self._shard, frame)
@@ -52,20 +54,24 @@ class _ShardPeer:
                 self._links.copies.on_stored(self._shard, frame)
             case Taken():
                 self._links.copies.on_taken(frame)
-            case Scraped():
-                self._links.scrapes.on_scraped(self._shard, frame)
+            case _:
+                for listener in self._links.listeners:
+                    listener.on_router_frame(self._shard, frame)
 
     def on_router_lost(self) -> None:
         self._links.dispatcher.on_router_lost(self._shard)
         self._links.copies.on_router_lost(self._shard)
-        self._links.scrapes.on_router_lost(self._shard)
+        for listener in self._links.listeners:
+            listener.on_router_lost(self._shard)
 
 
 class GatewayLinks:
     """Feeds them what arrives and the ticks; keeps connected to all shards and announced replicas."""
 
-    def __init__(self, dispatcher: Dispatcher, copies: StreamCopies, scrapes: Scrapes, shards: Shards) -> None:
-        self.dispatcher, self.copies, self.scrapes, self._secret = dispatcher, copies, scrapes, shards.secret
+    def __init__(
+        self, dispatcher: Dispatcher, copies: StreamCopies, listeners: Sequence[ShardListener], shards: Shards
+    ) -> None:
+        self.dispatcher, self.copies, self.listeners, self._secret = dispatcher, copies, listeners, shards.secret
         hello = ("gateway", dispatcher.name)
         self._routers = [
             RouterLink(partial(shards.find, shard), FromRouter, hello, _ShardPeer(self, shard))
@@ -127,7 +133,8 @@ class GatewayLinks:
             await asyncio.sleep(TICK_S)
             self.dispatcher.on_tick(loop.time())
             self.copies.on_live_shards(self.dispatcher.live_shards)
-            self.scrapes.on_tick(loop.time())
+            for listener in self.listeners:
+                listener.on_tick(loop.time())
 
     def close(self) -> None:
         for router in self._routers:

@@ -16,6 +16,7 @@ from cluster.frames import ReplicaInfo
 from cluster.replica.engine_watch import EngineWatch
 from cluster.replica.home_shard import preferred_shard
 from cluster.replica.replica_drain import ReplicaDrain
+from deployments.json_logs import log_as_json
 from deployments.leave import Leave
 from deployments.replica import Replica
 from deployments.router_actor import find_stayers, join_router, router_shard
@@ -40,6 +41,7 @@ class ReplicaDeployment:
     """Loads the model, then listens, then announces itself to the router: in this order it becomes ready."""
 
     async def __init__(self, config: str, model: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_as_json()
         self._config = msgspec.json.decode(config, type=MantaConfig)
         self._model = self._config.model(model)
         context = serve.get_replica_context()

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from cluster.config import RouterConfig
+from deployments.json_logs import log_as_json
 from deployments.router_link import RouterAddress
 from deployments.router_shard import RouterShard
 from deployments.router_store import cluster_secret, publish_router_config, published_router_config
@@ -28,6 +29,7 @@ class RouterActor:
     """Shard `number` as a Ray actor: `join` tells gateways, replicas and other shards where it listens."""
 
     def __init__(self, number: int) -> None:
+        log_as_json()
         self._number = number
         self._secret = cluster_secret()
         self._config = published_router_config()

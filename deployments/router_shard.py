@@ -16,10 +16,12 @@ from cluster.frames import (
     Enqueue,
     Fetch,
     Figures,
+    FindReport,
     Frame,
     Hello,
     Journal,
     Keep,
+    KeepReports,
     Leave,
     Pulse,
     Release,
@@ -35,6 +37,7 @@ from cluster.frames import (
 from cluster.metrics.snapshot import Snapshot
 from cluster.router.journal_store import JournalStore
 from cluster.router.kept_figures import KeptFigures
+from cluster.router.report_store import ReportStore
 from cluster.router.router import Outbox, Router
 from cluster.router.router_figures import replica_snapshot, shard_snapshot
 from cluster.routing.policy import policy_of
@@ -66,6 +69,10 @@ class _GatewayPeer:
                 self._shard.post(self._shard.streams.on_frame(self._name, frame, now))
             case Figures():
                 self._shard.figures.said(frame.snapshot, now)
+            case KeepReports():
+                self._shard.reports.on_keep(frame)
+            case FindReport():
+                self._connection.send(self._shard.reports.on_find(frame))
             case Scrape():
                 self._connection.send(Scraped(frame.ticket, self._shard.snapshots(now)))
 
@@ -135,6 +142,7 @@ class RouterShard:
         self.router = Router(config, policy_of(config), number)
         self.number = number
         self.streams = JournalStore(config.max_resume_bytes)
+        self.reports = ReportStore()
         self.figures = KeptFigures()
         self.gateways: dict[str, FrameConnection] = {}
         self.replicas: dict[str, FrameConnection] = {}

@@ -77,8 +77,9 @@ async def _gateway(ports: Ports, step_ms: float, tokenizer: str) -> None:
     dispatcher, config = Dispatcher("bench"), GatewayConfig()
     copies = StreamCopies(config.resume_s)
     metrics = GatewayMetrics(dispatcher)
-    links = GatewayLinks(dispatcher, copies, metrics.scrapes, _shards(ports))
-    models, calls = {MODEL: ServedModel.load(MODEL, tokenizer)}, Calls(sinks=[metrics.calls])
+    calls = Calls(sinks=[metrics.calls])
+    links = GatewayLinks(dispatcher, copies, [metrics.scrapes, calls.reports], _shards(ports))
+    models = {MODEL: ServedModel.load(MODEL, tokenizer)}
     app = build_gateway(models, dispatcher, config, copies=copies, calls=calls, metrics=metrics)
     settle_heap()
     await uvicorn.Server(listener_settings(app, host=HOST, port=ports["gateway"])).serve()

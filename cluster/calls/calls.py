@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from cluster.calls.record import CallRecord
+from cluster.calls.report import CallReport, report_of
+from cluster.calls.reports import CallReports
 from cluster.errors import ApiError
 
 OK, CLIENT_LEFT = "ok", "client_left"
@@ -39,8 +41,17 @@ class Calls:
         sinks: Sequence[CallSink] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._admission, self._sinks, self.clock = admission, sinks, clock
+        self._admission, self.clock = admission, clock
+        self.reports = CallReports()
+        self._sinks = (self.reports, *sinks)
         self.running: dict[str, CallRecord] = {}
+
+    async def report(self, name: str, tenant: str) -> CallReport | None:
+        """Of the tenant's call with that id or `X-Request-Id`: one that has ended, or one that runs at this gateway."""
+        for record in self.running.values():
+            if record.tenant == tenant and name in (record.call_id, record.caller.request_id):
+                return report_of(record, self.clock(), time.time())
+        return await self.reports.find(name, tenant)
 
     @asynccontextmanager
     async def run(self, record: CallRecord) -> AsyncIterator[None]:

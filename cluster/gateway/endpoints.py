@@ -29,7 +29,9 @@ from cluster.api.stream_position import HEADER
 from cluster.api.token_endpoints import TokenEndpoints
 from cluster.auth.access import Access
 from cluster.auth.principal import Principal
+from cluster.calls.report import CallReport
 from cluster.gateway.generating import RESUME, Generating, Resuming
+from cluster.gateway.http_errors import RequestNotFound
 from cluster.gateway.http_exchange import read_json_body, send_json
 from cluster.metrics.gateway_metrics import GatewayMetrics
 
@@ -89,6 +91,14 @@ def list_endpoints(serving: Serving, version: str, metrics: GatewayMetrics | Non
             error_statuses=of_generation,
         ),
         *_resuming(serving, {CHAT: of_chat, COMPLETIONS: of_completions}),
+        Endpoint(
+            method="GET",
+            path="/v1/requests/{request}",
+            summary="Where the time of a call went, by its id or its answer's X-Request-Id",
+            answer=CallReport,
+            run=Reporting(serving),
+            error_statuses=(404,),
+        ),
         Endpoint(
             method="GET",
             path="/v1/models",
@@ -180,6 +190,19 @@ def _resuming(serving: Serving, endpoints: Mapping[str, Generating]) -> list[End
             error_statuses=(400, 404, 500, 503, 504),
         )
     ]
+
+
+class Reporting:
+    """`GET /v1/requests/{request}`."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._calls = serving.calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        report = await self._calls.report(scope["path_params"]["request"], scope["principal"].tenant)
+        if report is None:
+            raise RequestNotFound("Nothing is known of such a request; it may be too old, or run at another gateway.")
+        await send_json(send, 200, msgspec.json.encode(report))
 
 
 def posting(

@@ -2,6 +2,7 @@
 
 ApiError
   UnknownPath            404   no such path
+  RequestNotFound        404   no report of such a call, or another tenant's
   MethodNotAllowed       405   carries `Allow`
   BodyTimeout            408   the body did not arrive in time
   BodyTooLarge           413
@@ -17,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 class UnknownPath(ApiError):
     status, type, code = 404, "invalid_request_error", "unknown_path"
+
+
+class RequestNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "request_not_found"
 
 
 class MethodNotAllowed(ApiError):

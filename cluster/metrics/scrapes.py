@@ -7,7 +7,7 @@ asks every shard, once for all that ask meanwhile, and waits for a silent one on
 import asyncio
 from collections.abc import Callable, Collection
 
-from cluster.frames import Figures, Scrape, Scraped
+from cluster.frames import Figures, FromRouter, Scrape, Scraped
 from cluster.metrics.snapshot import Snapshot, newest
 from cluster.streams.link import Link
 
@@ -42,9 +42,9 @@ class Scrapes:
             self._told_at = now
             self._links[min(alive)].send(Figures(self._own()))
 
-    def on_scraped(self, shard: int, scraped: Scraped) -> None:
-        if scraped.ticket == self._ticket and shard in self._awaited:
-            self._found += scraped.snapshots
+    def on_router_frame(self, shard: int, frame: FromRouter) -> None:
+        if isinstance(frame, Scraped) and frame.ticket == self._ticket and shard in self._awaited:
+            self._found += frame.snapshots
             self._answered(shard)
 
     async def gather(self) -> list[Snapshot]:

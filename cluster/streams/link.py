@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from cluster.frames import Frame
+from cluster.frames import Frame, FromRouter
 
 
 class Link(Protocol):
@@ -14,3 +14,19 @@ class Link(Protocol):
     def send(self, frame: Frame) -> None: ...
 
     def close(self) -> None: ...
+
+
+class ShardListener(Protocol):
+    """Whoever at a gateway speaks with the router shards beside the dispatcher."""
+
+    def on_router(self, shard: int, link: Link) -> None:
+        """The shard is there (again)."""
+
+    def on_router_frame(self, shard: int, frame: FromRouter) -> None:
+        """It has said something; it may be for somebody else."""
+
+    def on_router_lost(self, shard: int) -> None:
+        """It answers nothing any more."""
+
+    def on_tick(self, now: float) -> None:
+        """A fraction of a second has passed."""

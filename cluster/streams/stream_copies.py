@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from cluster.errors import StreamsUnavailable
 from cluster.frames import Fetch, Journal, Keep, Release, Stored, Taken
 from cluster.router.journal_store import MAX_STREAM_BYTES
+from cluster.streams.inquiry import Inquiry
 from cluster.streams.link import Link
 from cluster.streams.shard_choice import choose_shard
-
-FETCH_TIMEOUT_S = 2.0  #: a shard that has not answered by then is taken to have nothing
 
 
 class Copy:
@@ -54,7 +53,7 @@ class StreamCopies:
         self._beside: set[int] = set()  #: shards that this gateway's host would take with it
         self._pending: dict[int, list[tuple[str, int, bytes]]] = {}
         self._flush_is_due = False
-        self._fetches: dict[int, _Fetch] = {}
+        self._fetches: dict[int, Inquiry[Stored]] = {}
         self._num_fetches = 0
 
     @property
@@ -100,14 +99,11 @@ class StreamCopies:
         self.flush()
         self._num_fetches += 1
         ticket = self._num_fetches
-        fetch = self._fetches[ticket] = _Fetch(set(shards))
+        fetch = self._fetches[ticket] = Inquiry(shards)
         try:
             for shard in shards:
                 self._links[shard].send(Fetch(ticket, stream, tenant))
-            async with asyncio.timeout(FETCH_TIMEOUT_S):
-                await fetch.done.wait()
-        except TimeoutError:
-            pass  # what has been found counts
+            await fetch.wait()
         finally:
             del self._fetches[ticket]
         return fetch.found, fetch.num_answers
@@ -199,24 +195,3 @@ class StreamCopies:
     def _flush_soon(self) -> None:
         self._flush_is_due = False
         self.flush()
-
-
-class _Fetch:
-    """The answers of the shards that were asked for one stream."""
-
-    def __init__(self, shards: set[int]) -> None:
-        self._shards = shards
-        self.found: list[Stored] = []
-        self.num_answers = 0
-        self.done = asyncio.Event()
-
-    def answered(self, shard: int, stored: Stored | None) -> None:
-        self.num_answers += 1
-        if stored is not None:
-            self.found.append(stored)
-        self.gone(shard)
-
-    def gone(self, shard: int) -> None:
-        self._shards.discard(shard)
-        if not self._shards:
-            self.done.set()

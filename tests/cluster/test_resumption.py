@@ -297,7 +297,7 @@ async def test_without_a_shard_streams_run_and_cannot_be_fetched() -> None:
 
 
 async def test_a_shard_that_does_not_answer_may_have_what_the_others_have_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.streams.stream_copies.FETCH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("cluster.streams.inquiry.ANSWER_S", 0.01)
     silent, shard = Shard(), Shard()
     silent.gateways.clear()
     generator = uneven_chain()

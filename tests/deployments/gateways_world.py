@@ -26,10 +26,12 @@ class Gateway:
     def __init__(self, name: str, world: ServingWorld) -> None:
         self.dispatcher, self.copies = Dispatcher(name), StreamCopies(60.0)
         self.metrics = GatewayMetrics(self.dispatcher)
-        self.links = GatewayLinks(self.dispatcher, self.copies, self.metrics.scrapes, world.addresses)
+        self.calls = Calls(sinks=[self.metrics.calls])
+        listeners = [self.metrics.scrapes, self.calls.reports]
+        self.links = GatewayLinks(self.dispatcher, self.copies, listeners, world.addresses)
         self.app = build_gateway(
             {"m": model()}, self.dispatcher, GatewayConfig(), copies=self.copies,
-            calls=Calls(sinks=[self.metrics.calls]), metrics=self.metrics,
+            calls=self.calls, metrics=self.metrics,
         )  # fmt: skip
 
 

@@ -194,7 +194,7 @@ async def serving_world(num_replicas: int = 1, num_shards: int = 1, **engine: fl
     for number in range(num_shards):
         await world.start_router(number)
     links = world.links = GatewayLinks(
-        world.dispatcher, StreamCopies(60.0, num_shards), world.metrics.scrapes, world.addresses
+        world.dispatcher, StreamCopies(60.0, num_shards), [world.metrics.scrapes], world.addresses
     )
     try:
         for number in range(num_replicas):
