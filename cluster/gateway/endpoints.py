@@ -94,6 +94,7 @@ def list_endpoints(serving: Serving, version: str, metrics: GatewayMetrics | Non
         Endpoint(
             method="GET",
             path="/v1/requests/{request}",
+            access=Access.USER,
             summary="Where the time of a call went, by its id or its answer's X-Request-Id",
             answer=CallReport,
             run=Reporting(serving),
