@@ -26,10 +26,12 @@ def migrated() -> CallRecord:
     """Arrived at 10, prepared 10.5, granted 11, first token 12, lost 13, granted 13.5, last token 15, end 15.25."""
     record = CallRecord("cmpl-1", "m", CALLER, 10.5)
     record.num_choices, record.num_prompt_tokens = 1, 7
-    first = record.began_attempt("r1", 11.0)
+    first = Attempt("r1", 10.5, 0.25, 11.0, None)
+    record.began_attempt(first)
     record.got_tokens(first, 1, 4, 12.0)
     first.ended_at, first.why = 13.0, "the replica was lost"
-    second = record.began_attempt("r2", 13.5)
+    second = Attempt("r2", 13.0, 0.5, 13.5, 12.0)
+    record.began_attempt(second)
     record.got_tokens(second, 2, 6, 15.0)
     second.ended_at = 15.25
     record.end("ok", 200, 15.25)
@@ -55,7 +57,7 @@ def test_the_phases_always_add_up(steps: list[float], reached: int) -> None:
     for count, step in enumerate(steps[:reached]):
         now += step
         if count == 1:
-            record.began_attempt("r1", now)
+            record.began_attempt(Attempt("r1", now, 0.0, now, None))
         if count in (2, 3):
             record.got_tokens(record.attempts[0], 1, 0, now)
     if reached == 5:
