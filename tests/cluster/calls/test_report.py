@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.auth.principal import Principal
 from cluster.calls.call_log import CallLog
-from cluster.calls.record import Caller, CallRecord
+from cluster.calls.record import Attempt, Caller, CallRecord
 from cluster.calls.report import report_of
 from cluster.frames import FindReport, KeepReports, ReportFound
 from cluster.router.report_store import ReportStore
