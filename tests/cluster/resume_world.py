@@ -87,12 +87,12 @@ class GatewayInWorld:
         return client(self.app)
 
 
-def a_gateway(name: str, generator: Generator, *shards: Shard, tenant: str = "t", **settings: Any) -> GatewayInWorld:
+def a_gateway(name: str, generator: Generator, *shards: Shard, who: Principal | None = None, **settings: Any) -> GatewayInWorld:
     config = GatewayConfig(**settings)
     copies = StreamCopies(config.resume_s, max(1, len(shards)))
 
     async def identify(scope: Any) -> Principal:
-        return Principal(tenant=tenant)
+        return who or Principal(tenant="t")
 
     app = build_gateway({MODEL: served_model()}, generator, config, identify, copies)
     gateway = GatewayInWorld(name, app, copies)

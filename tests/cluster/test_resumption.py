@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.auth.principal import Principal
 from cluster.frames import Fetch, Journal, Keep, Stored
 from cluster.router.journal_store import JournalStore
 from cluster.streams.stream_copies import StreamCopies
@@ -257,8 +258,10 @@ async def test_what_cannot_be_resumed() -> None:
     unknown = await get(second, "chatcmpl-unknown", None)
     assert unknown.status_code == 404
     assert unknown.json()["error"]["code"] == "stream_not_found"
-    foreign = await get(a_gateway("c", generator, shard, tenant="other"), stream, None)
+    foreign = await get(a_gateway("c", generator, shard, who=Principal(tenant="other")), stream, None)
     assert (foreign.status_code, foreign.json()) == (404, unknown.json())
+    withdrawn = a_gateway("d", generator, shard, who=Principal(tenant="t", models=frozenset({"another"})))
+    assert (await get(withdrawn, stream, None)).json()["error"]["code"] == "model_not_found"
     for wrong in ("", "x", stream, f"{stream}:x", "other:1,1", f"{stream}:-2,1", f"{stream}:1,1;", f"{stream}:1e3,1"):
         answer = await get(second, stream, wrong)
         assert answer.status_code == 400, wrong
