@@ -87,7 +87,9 @@ class GatewayInWorld:
         return client(self.app)
 
 
-def a_gateway(name: str, generator: Generator, *shards: Shard, who: Principal | None = None, **settings: Any) -> GatewayInWorld:
+def a_gateway(
+    name: str, generator: Generator, *shards: Shard, who: Principal | None = None, **settings: Any
+) -> GatewayInWorld:
     config = GatewayConfig(**settings)
     copies = StreamCopies(config.resume_s, max(1, len(shards)))
 

@@ -38,7 +38,16 @@ def test_what_is_refused() -> None:
     keys = read_again(kept)
     swapped = key[:-1] + ("0" if key[-1] != "0" else "1")
     other = make_key("acme", ["*"], False, None)[0]
-    for wrong in (other, swapped, key[:-1], key + "0", key.upper(), f"manta_{kept.id}_", "manta_", f"manta_{kept.sha256}"):
+    for wrong in (
+        other,
+        swapped,
+        key[:-1],
+        key + "0",
+        key.upper(),
+        f"manta_{kept.id}_",
+        "manta_",
+        f"manta_{kept.sha256}",
+    ):
         with pytest.raises(BadCredential, match="unknown_key"):
             keys.verify(wrong, NOW)
     with pytest.raises(BadCredential, match="expired"):

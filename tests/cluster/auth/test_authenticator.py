@@ -104,9 +104,7 @@ async def test_a_remembered_token_expires(publisher: Publisher) -> None:
 
 async def test_revocation_counts_at_once_for_what_is_remembered_too(publisher: Publisher) -> None:
     revoked: set[str] = set()
-    asked = authenticator(
-        publisher, Clock(), api_keys=lambda: ApiKeys([KEPT]), revoked=lambda: frozenset(revoked)
-    )
+    asked = authenticator(publisher, Clock(), api_keys=lambda: ApiKeys([KEPT]), revoked=lambda: frozenset(revoked))
     for id_, text in (("t1", token()), ("k1", token()), (KEPT.id, KEY)):
         await asked(f"Bearer {text}")
         revoked.add(id_)

@@ -199,7 +199,9 @@ def test_what_is_no_token(text: str) -> None:
         verify(text)
 
 
-@pytest.mark.parametrize("deep", [b'{"a":' * 1100, b"[" * 5500, b'{"exp":' + b"[" * 5500], ids=["objects", "lists", "exp"])
+@pytest.mark.parametrize(
+    "deep", [b'{"a":' * 1100, b"[" * 5500, b'{"exp":' + b"[" * 5500], ids=["objects", "lists", "exp"]
+)
 def test_deep_nesting_is_refused_without_recursion(deep: bytes) -> None:
     key, header = key_of(Family.EDDSA), {"alg": "EdDSA", "kid": "k1"}
     for raw in (sign(deep, claims(), key, "EdDSA"), sign(header, deep, key, "EdDSA")):
