@@ -32,6 +32,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     host: Annotated[str, Meta(description="Address the gateway listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port of the gateway. 0: any free one.")] = 8000
+    health_port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(
+            description="Port of `/health/live`, `/health/ready` and `/health/progress` in a thread of their own, on "
+            "the gateway's host. Unset: 10000 above `port`, or below where there is none. 0: any free one.",
+        ),
+    ] = None
     edge: Annotated[
         Edge,
         Meta(
@@ -76,6 +83,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "loopback, with edge `direct`.",
         ),
     ] = ""
+
+    @property
+    def health_listener_port(self) -> int:
+        """What `health_port` stands for; 0: any free one."""
+        if self.health_port is not None:
+            return self.health_port
+        return self.port and self.port + (10_000 if self.port < 55_536 else -10_000)
 
     def __post_init__(self) -> None:
         if self.tenant_header and (not is_loopback(self.host) or self.edge is not Edge.DIRECT):

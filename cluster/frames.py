@@ -307,6 +307,7 @@ class Beat(Frame, frozen=True, tag="beat"):
     progress: int  #: moves while the engine computes, also inside a long step
     is_busy: bool  #: a step is being computed
     patience_s: float  #: `progress` may stand still so long in an honest step
+    takes_requests: bool = True  #: False: it drains, or its engine has ended
 
 
 FromGateway = (

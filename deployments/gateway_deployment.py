@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from cluster.calls.calls import Calls
 from cluster.config import Edge, MantaConfig, ModelConfig, require_auth
 from cluster.gateway.app import build_gateway
 from cluster.gateway.layers import bearer
+from cluster.health.gateway_health import GatewayHealth
 from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
@@ -28,6 +28,7 @@ from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.call_sinks import CallSinks
 from deployments.gateway_auth import open_auth
 from deployments.gateway_links import GatewayLinks
+from deployments.health_listener import open_health_listener
 from deployments.http_door import HttpDoor
 from deployments.json_logs import log_as_json
 from deployments.leave import Leave
@@ -67,17 +68,30 @@ class GatewayDeployment:
         calls = Calls(sinks=[self._metrics.calls, *self._sinks.sinks])
         self._links = GatewayLinks(self._dispatcher, copies, [self._metrics.scrapes, calls.reports], shards)
         models = await asyncio.to_thread(_load_models, self._config)
+        self._health = GatewayHealth(list(models), self._dispatcher, self._metrics)
+        self._links.on_tick.append(self._health.on_tick)
         identify = bearer(open_auth(self._config.auth)) if self._config.auth.is_on else None
+        board = self._health.board
         self._app = build_gateway(
-            models, self._dispatcher, self._config.gateway, identify, copies, calls, self._metrics
+            models, self._dispatcher, self._config.gateway, identify, copies, calls, self._metrics, board
         )
         self._api = HandleApi(models, self._dispatcher, self._config.gateway, calls)
         gateway = self._config.gateway
         self._door = HttpDoor(self._app, gateway.host, gateway.port) if _edge(self._config) is Edge.DIRECT else None
-        self._leave = Leave(partial(drain_gateway, self._dispatcher, self._door, gateway.drain_s))
+        self._leave = Leave(self._drain)
+        self._health_listener = open_health_listener(board, gateway)
         loop = asyncio.get_running_loop()
-        on_sigterm(lambda: loop.call_soon_threadsafe(self._leave.begin))
+
+        def leave() -> None:
+            board.leave()  # even if the event loop turns no more
+            loop.call_soon_threadsafe(self._leave.begin)
+
+        on_sigterm(leave)
         settle_heap()
+
+    async def _drain(self) -> None:
+        self._health.board.leave()
+        await drain_gateway(self._dispatcher, self._door, self._config.gateway.drain_s)
 
     async def __call__(self, request: Request) -> Response:
         return _Forward(self._app)

@@ -4,7 +4,7 @@ every replica that they tell of.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,7 @@ class GatewayLinks:
         ]
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._ticker = asyncio.create_task(self._tick())
+        self.on_tick: list[Callable[[float], None]] = []  #: who else is told of the time
         self.connections: dict[str, FrameConnection] = {}
 
     @property
@@ -133,8 +134,8 @@ class GatewayLinks:
             await asyncio.sleep(TICK_S)
             self.dispatcher.on_tick(loop.time())
             self.copies.on_live_shards(self.dispatcher.live_shards)
-            for listener in self.listeners:
-                listener.on_tick(loop.time())
+            for tell in (*(listener.on_tick for listener in self.listeners), *self.on_tick):
+                tell(loop.time())
 
     def close(self) -> None:
         for router in self._routers:

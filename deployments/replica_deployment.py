@@ -16,6 +16,7 @@ from cluster.frames import ReplicaInfo
 from cluster.replica.engine_watch import EngineWatch
 from cluster.replica.home_shard import preferred_shard
 from cluster.replica.replica_drain import ReplicaDrain
+from deployments.gpu_watch import watch_gpus
 from deployments.json_logs import log_as_json
 from deployments.leave import Leave
 from deployments.replica import Replica
@@ -61,7 +62,8 @@ class ReplicaDeployment:
         host, pids = ray.util.get_node_ip_address(), list(info.rank_pids) or [os.getpid()]
         me = ReplicaInfo(self._replica_id, model, host, 0, pids, os.uname().nodename, info)
         settle_heap()
-        await self._replica.start(me, shards, home, self._leave.begin)
+        self._gpus = watch_gpus() if info.device.startswith("cuda") else None
+        await self._replica.start(me, shards, home, self._leave.begin, self._gpus)
 
     def _start_engine(self) -> tuple[EngineCore, EngineInfo]:
         if self._model.is_chain:
@@ -104,11 +106,13 @@ class ReplicaDeployment:
         self._dead = error
 
     def check_health(self) -> None:
-        """Serve replaces the replica when its engine has stopped or is stuck, or it leaves; being busy is no reason."""
+        """Serve replaces the replica when engine or GPU is lost, it is stuck, or it leaves; being busy is no reason."""
         if self._dead is not None:
             raise self._dead
         if self._leave.has_begun:
             raise RuntimeError("the replica drains")
+        if self._gpus is not None and self._gpus.fault:
+            raise RuntimeError(self._gpus.fault)
         if self._replica.has_failed:
             raise RuntimeError("the replica gives no signs of life")
         if self._watch.is_stuck(*self._replica.engine.progress(), now=self._loop.time()):

@@ -4,9 +4,24 @@ Lives in the replica's event loop; the engine's own thread calls `on_step`, whic
 """
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
-from cluster.frames import Announce, Beat, Cancel, Failed, Hello, Leave, ReplicaInfo, Report, Submit, Tokens, ToReplica
+from cluster.frames import (
+    Announce,
+    Beat,
+    Cancel,
+    Failed,
+    GpuReading,
+    Hello,
+    Leave,
+    ReplicaInfo,
+    Report,
+    Submit,
+    Tokens,
+    ToReplica,
+    Vitals,
+)
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
 from engine.errors import EngineDead, RequestRefused
 from engine.request import EngineLoad, GenerateRequest, TokenChunk
@@ -150,9 +165,17 @@ class ReplicaServer:
 
     def leave(self) -> None:
         """Take no more requests; what runs here goes on."""
+        if self._is_leaving:
+            return
         self._is_leaving = True
         if self._router is not None:
             self._router.send(Leave())
+        self._beat_to(self._gateways)
+
+    def tell_vitals(self, gpus: list[GpuReading]) -> None:
+        """To the router, how the devices are."""
+        if self._router is not None:
+            self._router.send(Vitals(gpus))
 
     def on_router_lost(self) -> None:
         self._router = None
@@ -172,8 +195,10 @@ class ReplicaServer:
         if self._has_news or self._accepted or self._num_beats % IDLE_REPORTS == 0:
             self._report()
         gateways = self._gateways if self._num_beats % IDLE_BEATS == 0 else set(self._owners.values())
-        if gateways:
-            beat = Beat(*self._engine.progress())
-            for gateway in gateways:
-                gateway.send(beat)
+        self._beat_to(gateways)
         self._num_beats += 1
+
+    def _beat_to(self, gateways: Iterable[FrameConnection]) -> None:
+        beat = Beat(*self._engine.progress(), not self._is_leaving)
+        for gateway in gateways:
+            gateway.send(beat)

@@ -16,6 +16,7 @@ from cluster.gateway.endpoints import Endpoint, list_endpoints
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe, untold
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
+from cluster.health.board import HealthBoard
 from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
@@ -31,17 +32,18 @@ def build_gateway(
     copies: StreamCopies | None = None,
     calls: Calls | None = None,
     metrics: GatewayMetrics | None = None,
+    board: HealthBoard | None = None,
 ) -> ASGIApp:
     """The app for these models (by served name).
 
     `identify` says who asks (default: anyone, or for development whom a header names). Without `copies` a stream can
     be resumed nowhere. `calls` admits and records; it is shared with the other ways in. Without `metrics` nobody
-    counts, and there is no page of them.
+    counts, and there is no page of them; without a `board` nobody is told of its health.
     """
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
-    endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version, metrics)
+    endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version, metrics, board)
     docs = ApiDocs(openapi_document(endpoints, version))
     routes: list[BaseRoute] = [
         Route(path, _Guarded(endpoint), methods=[endpoint.method]) for endpoint in endpoints for path in endpoint.paths

@@ -5,6 +5,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -33,6 +34,7 @@ from cluster.calls.report import CallReport
 from cluster.gateway.generating import RESUME, Generating, Resuming
 from cluster.gateway.http_errors import RequestNotFound
 from cluster.gateway.http_exchange import read_json_body, send_json
+from cluster.health.board import PATHS, HealthAnswer, HealthBoard
 from cluster.metrics.gateway_metrics import GatewayMetrics
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -53,6 +55,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}  #: of the request, and what they are for
     aliases: Sequence[str] = ()
     text: str = ""  #: media type of an answer that is no JSON
+    answer_statuses: Sequence[int] = (200,)  #: with which `answer` comes
     error_statuses: Sequence[int] = ()
 
     @property
@@ -61,7 +64,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return (self.path, *self.aliases)
 
 
-def list_endpoints(serving: Serving, version: str, metrics: GatewayMetrics | None) -> list[Endpoint]:
+def list_endpoints(
+    serving: Serving, version: str, metrics: GatewayMetrics | None, board: HealthBoard | None
+) -> list[Endpoint]:
     """The whole API."""
     tokens = TokenEndpoints(serving, version)
     of_chat = Generating(serving, CHAT, Chat(serving), ChatRequest)
@@ -155,7 +160,35 @@ def list_endpoints(serving: Serving, version: str, metrics: GatewayMetrics | Non
             answer=Version,
             run=getting(tokens.version),
         ),
+        *_health(board),
         *_metrics(metrics),
+    ]
+
+
+def _health(board: HealthBoard | None) -> list[Endpoint]:
+    if board is None:
+        return []
+
+    def answering(path: str) -> Asgi:
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            query = parse_qs(scope["query_string"].decode("latin-1"))
+            answer = board.answer(path, query.get("model", [""])[0])
+            await send_json(send, answer.http_status, msgspec.json.encode(answer))
+
+        return run
+
+    summaries = ("The process lives", "Every model answers, or `?model=` does", "Where work waits, something moves")
+    return [
+        Endpoint(
+            method="GET",
+            path=path,
+            access=Access.OPEN,
+            summary=summary,
+            answer=HealthAnswer,
+            run=answering(path),
+            answer_statuses=(200, 503),
+        )
+        for path, summary in zip(PATHS, summaries, strict=True)
     ]
 
 

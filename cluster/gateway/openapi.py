@@ -62,7 +62,9 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
     if endpoint.chunks:
         schemas = [schema_of[chunk] for chunk in endpoint.chunks]
         content["text/event-stream"] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
-    responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
+    responses: dict[str, Any] = {
+        str(status): {"description": "The answer", "content": content} for status in endpoint.answer_statuses
+    }
     error = {"application/json": {"schema": schema_of[ErrorResponse]}}
     for status in endpoint.error_statuses:
         responses[str(status)] = {"description": _ERRORS[status], "content": error}

@@ -37,7 +37,7 @@ from cluster.streams.descriptor import identify
 from cluster.streams.flight import AttemptEnd, End, Flight
 from cluster.streams.link import Link
 from cluster.streams.migration import Migration
-from cluster.streams.replica_peers import ReplicaPeers
+from cluster.streams.replica_peers import ReplicaPeers, Standing
 from cluster.streams.shard_links import ShardLinks
 from cluster.streams.watchdog import LivedTime
 from engine.config import EngineInfo
@@ -72,6 +72,10 @@ class Dispatcher:
     def live_shards(self) -> set[int]:
         """Shards that are connected and not silent."""
         return self._shards.alive()
+
+    def standing(self, model: str) -> Standing:
+        """How its replicas stand."""
+        return self._peers.standing(model)
 
     def model_info(self, model: str) -> EngineInfo | None:
         """Facts of the model's engines; kept while all of its replicas are away, so that requests can wait."""

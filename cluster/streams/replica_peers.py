@@ -2,12 +2,23 @@
 
 from collections import Counter
 from collections.abc import Collection
+from typing import NamedTuple
 
 from cluster.frames import Frame, ReplicaInfo
 from cluster.streams.flight import Flight
 from cluster.streams.link import Link
 from cluster.streams.watchdog import HOPELESS_S, LivedTime, ReplicaWatch
 from engine.config import EngineInfo
+
+IDLE_SILENCE_S = 2.5  #: a replica beats once a second for a gateway that has nothing there
+
+
+class Standing(NamedTuple):
+    """How a model's replicas stand, seen from this gateway."""
+
+    num_usable: int  #: that take requests and have been heard of lately
+    progress: int  #: of their engines, in all: moves while any computes
+    patience_s: float  #: the longest honest step of any
 
 
 class ReplicaPeer:
@@ -129,6 +140,14 @@ class ReplicaPeers:
         """The replica, if it is connected and was not left."""
         peer = self.connected.get(replica_id)
         return peer if peer is not None and peer.link.is_open and not peer.is_left else None
+
+    def standing(self, model: str) -> Standing:
+        """Looks at every replica."""
+        names = [replica_id for replica_id, replica in self.announced.items() if replica.model == model]
+        watches = [peer.watch for name in names if (peer := self.usable(name)) is not None]
+        num_usable = sum(watch.takes_requests and watch.silent_s < IDLE_SILENCE_S for watch in watches)
+        patience_s = max((watch.patience_s for watch in watches), default=0.0)
+        return Standing(num_usable, sum(watch.progress for watch in watches), patience_s)
 
     def others(self, model: str, avoid: list[str], weights_revision: str) -> bool:
         """Whether some replica could go on with a request that these have failed."""

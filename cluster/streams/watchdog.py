@@ -29,17 +29,18 @@ class LivedTime:
 class ReplicaWatch:
     """What one replica owes while requests of this gateway run there: frames, and progress of a busy engine."""
 
-    __slots__ = ("_heard_at", "_is_busy", "_moved_at", "_patience_s", "_progress", "_time")
+    __slots__ = ("_heard_at", "_is_busy", "_moved_at", "_time", "patience_s", "progress", "takes_requests")
 
     def __init__(self, time: LivedTime) -> None:
         self._time = time
-        self._progress = -1
+        self.progress = -1  #: moves while its engine computes
+        self.takes_requests = True
         self.begin()
 
     def begin(self) -> None:
         """A first request was submitted: from now on it owes."""
         self._heard_at = self._moved_at = self._time.now
-        self._is_busy, self._patience_s = False, 0.0
+        self._is_busy, self.patience_s = False, 0.0
 
     def heard(self) -> None:
         """A frame has come."""
@@ -47,8 +48,9 @@ class ReplicaWatch:
 
     def on_beat(self, beat: Beat) -> bool:
         """Returns whether the engine has moved or rests."""
-        moved = beat.progress != self._progress or not beat.is_busy
-        self._progress, self._is_busy, self._patience_s = beat.progress, beat.is_busy, beat.patience_s
+        moved = beat.progress != self.progress or not beat.is_busy
+        self.progress, self._is_busy, self.patience_s = beat.progress, beat.is_busy, beat.patience_s
+        self.takes_requests = beat.takes_requests
         if moved:
             self._moved_at = self._time.now
         return moved
@@ -58,7 +60,7 @@ class ReplicaWatch:
         if self.is_silent:
             return f"said nothing for {self.silent_s:.1f} s"
         still_s = self._time.now - self._moved_at
-        if self._is_busy and still_s > max(SILENCE_S, self._patience_s):
+        if self._is_busy and still_s > max(SILENCE_S, self.patience_s):
             return f"its engine has not moved for {still_s:.1f} s"
         return ""
 

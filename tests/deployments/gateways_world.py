@@ -7,6 +7,7 @@ from functools import cache
 from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig, ModelConfig
 from cluster.gateway.app import build_gateway
+from cluster.health.gateway_health import GatewayHealth
 from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
@@ -29,9 +30,11 @@ class Gateway:
         self.calls = Calls(sinks=[self.metrics.calls])
         listeners = [self.metrics.scrapes, self.calls.reports]
         self.links = GatewayLinks(self.dispatcher, self.copies, listeners, world.addresses)
+        self.health = GatewayHealth(["m"], self.dispatcher, self.metrics)
+        self.links.on_tick.append(self.health.on_tick)
         self.app = build_gateway(
             {"m": model()}, self.dispatcher, GatewayConfig(), copies=self.copies,
-            calls=self.calls, metrics=self.metrics,
+            calls=self.calls, metrics=self.metrics, board=self.health.board,
         )  # fmt: skip
 
 
@@ -44,4 +47,5 @@ async def gateways(world: ServingWorld) -> AsyncIterator[tuple[Gateway, Gateway]
         yield pair
     finally:
         for gateway in pair:
+            gateway.health.close()
             gateway.links.close()

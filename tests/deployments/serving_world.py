@@ -116,7 +116,7 @@ class Replica(ProductionReplica):
             assert connection._transport is not None
             connection._transport.resume_reading()
         assert self.links is not None
-        self._timer = asyncio.create_task(self._beat(self.links))
+        self._timer = asyncio.create_task(self._beat(self.links, None))
 
     def on_drain(self) -> None:
         """A shard asks it to leave."""

@@ -1,0 +1,1 @@
+"""Health of a gateway in three answers: live, ready, progressing; and how each is known."""
