@@ -11,6 +11,7 @@ from cluster.api.serving import Serving
 from cluster.auth.access import Access, require_admin
 from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig
+from cluster.console.console_endpoints import console_endpoints
 from cluster.gateway.api_docs import ApiDocs
 from cluster.gateway.endpoints import Endpoint, list_endpoints
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe, untold
@@ -38,12 +39,14 @@ def build_gateway(
 
     `identify` says who asks (default: anyone, or for development whom a header names). Without `copies` a stream can
     be resumed nowhere. `calls` admits and records; it is shared with the other ways in. Without `metrics` nobody
-    counts, and there is no page of them; without a `board` nobody is told of its health.
+    counts, and there is no page of them and no console; without a `board` nobody is told of its health.
     """
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
     endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version, metrics, board)
+    if metrics is not None:
+        endpoints += console_endpoints(metrics)
     docs = ApiDocs(openapi_document(endpoints, version))
     routes: list[BaseRoute] = [
         Route(path, _Guarded(endpoint), methods=[endpoint.method]) for endpoint in endpoints for path in endpoint.paths

@@ -1,9 +1,11 @@
 """GatewayMetrics: what one gateway counts, and the page of all numbers that it answers `GET /metrics` with."""
 
 import asyncio
+from collections.abc import Mapping
 
 from starlette.types import Receive, Scope, Send
 
+from cluster.frames import ReplicaInfo
 from cluster.metrics import declared
 from cluster.metrics.call_meters import CallMeters
 from cluster.metrics.declared import Source
@@ -24,6 +26,10 @@ class GatewayMetrics:
         self.calls = CallMeters(self.instruments)
         self.scrapes = Scrapes(self.snapshot, lambda: dispatcher.live_shards)
         self._dispatcher = dispatcher
+
+    def replicas(self) -> Mapping[str, ReplicaInfo]:
+        """Those that some shard announces, by id."""
+        return self._dispatcher.replicas
 
     def snapshot(self) -> Snapshot:
         """This gateway's numbers, now."""

@@ -1,0 +1,1 @@
+"""The console: the live fleet and a chat playground on one page."""
