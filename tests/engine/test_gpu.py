@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.config import DType, EngineConfig
+from engine.config import DType, EngineConfig, Offload
 from engine.startup import start_engine
 from tests.engine.drive_engine import drive, generate, request, tokens
 from tests.engine.tiny_models import SPECIAL, VOCAB_SIZE, save_tiny_model
@@ -34,6 +34,20 @@ def test_matches_generate(model_type: str, tmp_path: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for index, prompt in enumerate(prompts()):
         assert tokens(chunks[str(index)]) == generate(reference, prompt, 20), f"prompt {index}"
+
+
+@pytest.mark.parametrize("mode", [Offload.CPU, Offload.NVME])
+def test_streamed_layers_say_the_same(mode: Offload, tmp_path: Path) -> None:
+    """Two of seven layers are on the device, copied there while others compute."""
+    folder = save_tiny_model("llama", tmp_path, num_hidden_layers=7)
+    asked = [(2 * i, request(str(i), prompt, max_tokens=20)) for i, prompt in enumerate(prompts())]
+    answers = []
+    for offload in (Offload.NONE, mode):
+        config = EngineConfig(dtype=DType.FLOAT32, device="cuda", offload=offload, offload_dir=str(tmp_path), **TIGHT)
+        answers.append(
+            {name: tokens(chunks) for name, chunks in drive(start_engine(str(folder), config)[0], asked).items()}
+        )
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16])

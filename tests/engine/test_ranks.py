@@ -23,7 +23,7 @@ from parallel.layout import LayoutError, RankLayout
 from tests.engine.drive_engine import drive, request, tokens
 from tests.engine.rank_world import threaded_engine
 from tests.engine.test_exactness import TIGHT, prompts
-from tests.engine.tiny_models import PLANNED_BY_AUTO_TP, SPECIAL, save_tiny_model
+from tests.engine.tiny_models import MORE, ONE_STAGE, SPECIAL, save_tiny_model
 
 CONFIG = EngineConfig(
     dtype=DType.FLOAT32,
@@ -52,12 +52,15 @@ def answers(core: EngineCore, asked: list[tuple[int, GenerateRequest]]) -> dict[
     return {name: tokens(parts) for name, parts in chunks.items()}
 
 
-@pytest.mark.parametrize("model_type", [name for name in SPECIAL if name != "gpt2"])
+@pytest.mark.parametrize(
+    "model_type",
+    [*(name for name in SPECIAL if name != "gpt2"), *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)],
+)
 def test_many_ranks_say_what_one_says(model_type: str, tmp_path: Path) -> None:
     folder = save_tiny_model(model_type, tmp_path, **ODD_VOCABULARY)
     asked = arrivals(4)
     expected = answers(start_engine(str(folder), CONFIG)[0], asked)
-    layouts = [RankLayout(2, 1), RankLayout(4, 1)] if model_type in PLANNED_BY_AUTO_TP else FOUR_RANKS
+    layouts = [RankLayout(2, 1), RankLayout(4, 1)] if model_type in ONE_STAGE else FOUR_RANKS
     for layout in layouts:
         assert answers(threaded_engine(folder, CONFIG, layout, shared=load_kernels()), asked) == expected, layout
 

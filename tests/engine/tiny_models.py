@@ -83,10 +83,53 @@ SPECIAL: dict[str, dict[str, Any]] = {
 #: Without a plan in transformers; DeepSpeed's AutoTP has one for tensor parallelism.
 PLANNED_BY_AUTO_TP = ("opt", "persimmon", "hunyuan_v1_dense")
 
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+#: Others that many ranks have been seen to compute; tried by the slow tests alone.
+MORE: dict[str, dict[str, Any]] = {
+    "olmo": {},
+    "olmo3": {"sliding_window": 12},
+    "qwen2_moe": {
+        **_EXPERTS,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 48,
+        "decoder_sparse_step": 1,
+    },
+    "ernie4_5": {"head_dim": 16},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 48, "moe_layer_start_index": 0},
+    "exaone4": {"sliding_window": 12, "head_dim": 16},
+    "seed_oss": {"head_dim": 16},
+    "phi": {},
+    "gemma": {"head_dim": 16},
+    "glm": {"head_dim": 16},
+    "glm4_moe": {
+        **_EXPERTS,
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "cohere2": {"sliding_window": 12},
+    "helium": {"head_dim": 16},
+    "apertus": {},
+    "arcee": {},
+    "jais2": {},
+    "ministral": {"head_dim": 16, "sliding_window": 12},
+    "vaultgemma": {"head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 16},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+}
+#: Those of all these that transformers has no plan of stages for.
+ONE_STAGE = (*PLANNED_BY_AUTO_TP, "granitemoe", "olmoe", "phimoe", "hunyuan_v1_moe")
+
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
     """The transformers config of a tiny model."""
-    return AutoConfig.for_model(model_type, **{**_COMMON, **SPECIAL.get(model_type, {}), **changes})
+    return AutoConfig.for_model(
+        model_type, **{**_COMMON, **SPECIAL.get(model_type, MORE.get(model_type, {})), **changes}
+    )
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> Any:
