@@ -105,6 +105,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = False
 
     def __post_init__(self) -> None:
+        if self.offload_dir and self.offload is not Offload.NVME:
+            raise ConfigError("engine.offload_dir", self.offload_dir, "is for engine.offload nvme: leave it out")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
             raise ConfigError(
                 "engine.kv_cache_tokens", self.kv_cache_tokens, f"give at least one block of {self.block_size} tokens"

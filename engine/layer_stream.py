@@ -108,7 +108,10 @@ class FileStore:
 
 
 class LayerStream:
-    """Has layers 0, 1, ... in `slots[layer % len(slots)]` in turn, over and over. The forward pass calls it."""
+    """Has layers 0, 1, ... in `slots[layer % len(slots)]` in turn, over and over. The forward pass calls it.
+
+    A pass that is broken off is the last one, as with any executor.
+    """
 
     def __init__(self, store: LayerStore, slots: list[torch.Tensor]) -> None:
         self._store, self._slots = store, slots
@@ -121,8 +124,6 @@ class LayerStream:
 
     def enter(self, layer: int) -> None:
         """Return once the layer's weights are there. Raises what reading them raised."""
-        if layer not in self._coming:
-            self._start_over(layer)
         self._coming.pop(layer).result()
 
     def leave(self, layer: int) -> None:
@@ -131,15 +132,6 @@ class LayerStream:
         if self._slots[slot].device.type == "cuda":
             self._last_use[slot] = torch.cuda.current_stream(self._slots[slot].device).record_event()
         self._is_free[slot] = True
-        self._fetch()
-
-    def _start_over(self, layer: int) -> None:
-        """The last forward pass did not come to its end."""
-        for fetched in self._coming.values():
-            fetched.exception()
-        self._coming.clear()
-        self._is_free = [True] * len(self._slots)
-        self._next = layer
         self._fetch()
 
     def _fetch(self) -> None:

@@ -88,7 +88,9 @@ def _measure(args: argparse.Namespace, mode: Offload, answers: Any) -> None:
         max_num_seqs=max(args.sequences),
         prefix_caching=False,
     )
-    config = msgspec.structs.replace(config, offload=mode, offload_dir=args.offload_dir)
+    if mode is not Offload.NONE:
+        folder = args.offload_dir if mode is Offload.NVME else ""
+        config = msgspec.structs.replace(config, offload=mode, offload_dir=folder)
     checkpoint = read_checkpoint(find_checkpoint(args.model), args.model)
     dtype = choose_dtype(args.dtype, checkpoint, torch.device(args.device))
     sizes = measure_model(checkpoint, model_config(checkpoint), dtype)

@@ -43,7 +43,7 @@ def test_streamed_layers_say_the_same(mode: Offload, tmp_path: Path) -> None:
     asked = [(2 * i, request(str(i), prompt, max_tokens=20)) for i, prompt in enumerate(prompts())]
     answers = []
     for offload in (Offload.NONE, mode):
-        config = EngineConfig(dtype=DType.FLOAT32, device="cuda", offload=offload, offload_dir=str(tmp_path), **TIGHT)
+        config = EngineConfig(dtype=DType.FLOAT32, device="cuda", offload=offload, **TIGHT)
         answers.append(
             {name: tokens(chunks) for name, chunks in drive(start_engine(str(folder), config)[0], asked).items()}
         )
