@@ -2,7 +2,7 @@
 "use strict";
 
 const byId = (id) => document.getElementById(id);
-const RETRY_MS = 1000, SHOWN = 300, TOLD = 100;
+const RETRY_MS = 1000, SHOWN = 300, AT_LEAST = 60, TOLD = 100;
 let key = sessionStorage.getItem("manta-key") || "";
 
 function headers(more) {
@@ -146,7 +146,7 @@ function path(values, most, className) {
       pen = "M";
       return;
     }
-    steps += `${pen}${(SHOWN - values.length + index).toFixed(0)} ${(50 - 46 * value / most).toFixed(2)}`;
+    steps += `${pen}${Math.max(AT_LEAST, values.length) - values.length + index} ${(50 - 46 * value / most).toFixed(2)}`;
     pen = "L";
   });
   line.setAttribute("d", steps);
@@ -157,7 +157,7 @@ function path(values, most, className) {
 function chart(title, text, series) {
   const box = element("div", undefined, "chart");
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", `0 0 ${SHOWN} 52`);
+  svg.setAttribute("viewBox", `0 0 ${Math.max(AT_LEAST, views.length) - 1} 52`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", `${title}: ${text}`);
@@ -173,7 +173,7 @@ function modelCard(model) {
   const of = (field) => history(model.model, field);
   charts.append(
     chart("tokens per second", Math.round(model.tokens_per_s).toLocaleString("en"), [of("tokens_per_s")]),
-    chart("time to first token, p50 / p99", `${seconds(model.first_token_p50)} / ${seconds(model.first_token_p99)}`,
+    chart("first token, p50 / p99", `${seconds(model.first_token_p50)} / ${seconds(model.first_token_p99)}`,
       [of("first_token_p50"), of("first_token_p99")]),
     chart("between tokens, p50 / p99", `${seconds(model.inter_token_p50)} / ${seconds(model.inter_token_p99)}`,
       [of("inter_token_p50"), of("inter_token_p99")]),
