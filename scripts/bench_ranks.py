@@ -17,7 +17,7 @@ from engine.openmp import wait_briefly
 from engine.step import StepPlan
 from parallel.cores import read_host_cores, share_cores
 from parallel.layout import RankLayout
-from scripts.bench_pipeline import numbered_requests, rates, with_steps_in_flight
+from scripts.bench_pipeline import best_of, in_turn, numbered_requests, phases, with_steps_in_flight
 
 _HOST = "127.0.0.1"
 _TIMEOUT_S = 60.0
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", type=DType, choices=list(DType), default=DType.AUTO)
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 8, 16])
     parser.add_argument("--tokens", type=int, default=64, help="decode steps measured")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
     parser.add_argument("--context", type=int, default=128)
 
 
@@ -106,7 +107,12 @@ def _bench_steps(args: argparse.Namespace) -> None:
 
     longest = args.context + args.tokens + 8
     config = EngineConfig(
-        dtype=args.dtype, device="cpu", max_model_len=longest, max_num_seqs=max(args.sequences), prefix_caching=False
+        dtype=args.dtype,
+        device="cpu",
+        max_model_len=longest,
+        max_num_seqs=max(args.sequences),
+        kv_cache_tokens=2 * longest * max(args.sequences),
+        prefix_caching=False,
     )
     host = read_host_cores()
     whole, shares = share_cores(host, 1)[0], share_cores(host, args.ranks)
@@ -115,7 +121,7 @@ def _bench_steps(args: argparse.Namespace) -> None:
     print(f"decode step of {args.model} ({info.dtype}), ms, p10:")
     for count in args.sequences:
         print(f"  1 rank, {whole.num_threads} threads, {count:3} sequences: {decode_ms(core, count, args):8.2f}")
-        print(f"    {rates(core, count, args)}")
+        print(f"    {best_of([phases(core, count, args) for _ in range(args.rounds)])}")
     core.executor.close()
     for layout in (RankLayout(args.ranks, 1), RankLayout(1, args.ranks)):
         spawner = on_this_host(layout, shares, args.ranks)
@@ -127,9 +133,8 @@ def _bench_steps(args: argparse.Namespace) -> None:
         for count in args.sequences:
             ms = decode_ms(with_steps_in_flight(core, config, info, 1), count, args)
             print(f"  {layout}, {count:3} sequences: {ms:8.2f}")
-            for steps in sorted({1, layout.pipeline_parallel}):
-                measured = rates(with_steps_in_flight(core, config, info, steps), count, args, info.rank_pids)
-                print(f"    {steps} in flight: {measured}")
+            for steps, measured in in_turn(core, config, info, count, args).items():
+                print(f"    {steps} in flight: {best_of(measured)}")
         core.executor.close()
 
 
