@@ -135,7 +135,9 @@ def explain(candidates: list[Candidate], load: Load) -> str:
         reason = f"{small} would hold only {most.concurrency}"
     else:
         reason = "nothing smaller fits"
-    stages = "" if best.pipeline_parallel == 1 else " Stages hold the layers in turn: they save memory, not time."
+    stages = (
+        "" if best.pipeline_parallel == 1 else " Stages compute different sequences; each token passes all of them."
+    )
     return f"{grid} on {place} is the smallest grid that holds {wanted}: {reason}.{stages}"
 
 
@@ -196,8 +198,8 @@ def _fill(model: ModelSizes, hosts: Hosts, load: Load, placed: Candidate) -> Can
     clock = _Clock(model, hosts, size, stages, placed.nodes)
     return replace(
         placed,
-        decode_alone=1.0 / clock.decode_s(1, load.context),
-        decode_full=placed.concurrency / clock.decode_s(placed.concurrency, load.context),
+        decode_alone=clock.decode_rate(1, load.context),
+        decode_full=clock.decode_rate(placed.concurrency, load.context),
         prefill=clock.prefill_rate(min(load.batched_tokens, load.context), load.context),
     )
 
@@ -217,26 +219,32 @@ def _memory(stage: StageSize, activations: int, device: Device, load: Load) -> R
 
 
 class _Clock:
-    """How long one replica's steps take at least; stages compute one after the other."""
+    """How fast one replica can be: each of its stages computes another step, as many as are under way."""
 
     def __init__(self, model: ModelSizes, hosts: Hosts, size: int, stages: list[StageSize], nodes: int) -> None:
         self._model, self._device, self._size, self._stages = model, hosts.device, size, stages
         self._hop_bandwidth = hosts.device.link if nodes == 1 else hosts.device.network
 
-    def decode_s(self, num_sequences: int, context: int) -> float:
-        """One token for each of so many sequences that have reached `context` tokens."""
-        busy_s = sum(self._stage_s(stage, num_sequences, context, context) for stage in self._stages)
-        return busy_s + self._hops_s(num_sequences)
+    def decode_rate(self, num_sequences: int, context: int) -> float:
+        """Tokens a second of so many sequences that have reached `context` tokens, dealt out to the steps under way."""
+        num_steps = min(num_sequences, len(self._stages))
+        return self._rate(num_sequences / num_steps, context, context, num_steps)
 
     def prefill_rate(self, num_tokens: int, context: int) -> float:
         """Prompt tokens a second, in steps of `num_tokens`, over a prompt of `context`."""
-        step_s = sum(self._stage_s(stage, num_tokens, 0, context // 2) for stage in self._stages)
-        return num_tokens / (step_s + self._hops_s(num_tokens))
+        return self._rate(num_tokens, 0, context // 2, len(self._stages))
 
-    def _stage_s(self, stage: StageSize, num_tokens: int, cached: int, attended: int) -> float:
+    def _rate(self, num_tokens: float, cached: int, attended: int, num_steps: int) -> float:
+        """Tokens a second in steps of `num_tokens`: the slowest stage sets the pace, or the way through all of them."""
+        stages_s = [self._stage_s(stage, num_tokens, cached, attended) for stage in self._stages]
+        way_s = sum(stages_s) + self._hops_s(num_tokens)
+        pace_s: float = max(way_s / num_steps, *stages_s)
+        return num_tokens / pace_s
+
+    def _stage_s(self, stage: StageSize, num_tokens: float, cached: int, attended: int) -> float:
         """Reading and computing overlap, sums do not. `cached` tokens are read anew for each of `num_tokens`."""
         share = self._model.expert_share
-        touched = 1.0 - (1.0 - share) ** num_tokens
+        touched: float = 1.0 - (1.0 - share) ** num_tokens
         read = stage.read_bytes + touched * stage.expert_bytes + num_tokens * cached * stage.kv_bytes
         numbers = (stage.read_bytes + share * stage.expert_bytes) / self._model.dtype_bytes
         attention = 4.0 * attended * sum(layer.query_width for layer in stage.layers)
@@ -244,16 +252,16 @@ class _Clock:
         busy_s = max(read / self._device.bandwidth, flops / self._device.flops)
         return busy_s + stage.num_sums * self._sum_s(num_tokens)
 
-    def _sum_s(self, num_tokens: int) -> float:
+    def _sum_s(self, num_tokens: float) -> float:
         """Hidden states of so many tokens over the group, as a ring at best."""
         if self._size == 1:
             return 0.0
         sent = 2.0 * (self._size - 1) / self._size * self._hidden_bytes(num_tokens)
         return self._device.sum_s + sent / self._device.link
 
-    def _hops_s(self, num_tokens: int) -> float:
+    def _hops_s(self, num_tokens: float) -> float:
         hop_s = self._device.hop_s + self._hidden_bytes(num_tokens) / self._hop_bandwidth
         return (len(self._stages) - 1) * hop_s
 
-    def _hidden_bytes(self, num_tokens: int) -> int:
+    def _hidden_bytes(self, num_tokens: float) -> float:
         return num_tokens * self._model.hidden_size * self._model.dtype_bytes

@@ -113,6 +113,19 @@ def test_what_one_node_cannot_hold_goes_over_nodes_in_stages() -> None:
     assert grid(candidates, 4, 1).refusal == "tensor parallel ranks would cross nodes: 4 ranks, 2 devices a node"
 
 
+def test_stages_compute_different_sequences_and_the_slowest_sets_the_pace() -> None:
+    """Of two stages of 16 layers the last one has the output layer too, which costs more than a hop."""
+    candidates = plan(LLAMA_8B, Hosts(DEVICES["h100"], 2, 1), LOAD)
+    best = grid(candidates, 1, 2)
+    layers, head, half = 436_224_000 * 16, 2 * 128_256 * 4096 + 8192, best.concurrency / 2
+    cached = 8192 * 131_072 // 2  # bytes that a stage reads for a sequence
+    assert best.decode_full == pytest.approx(half * 3.35e12 / (layers + head + half * cached))
+    alone_s = (2 * layers + head + 2 * cached) / 3.35e12 + 20e-6 + 2 * 4096 / 450e9
+    assert 1 / best.decode_alone == pytest.approx(alone_s)
+    one = grid(candidates, 1, 1)
+    assert 1.8 * one.prefill < best.prefill < 2 * one.prefill
+
+
 def test_the_lacking_memory_is_named() -> None:
     candidates = plan(LLAMA_70B, Hosts(DEVICES["h100"], 1, 1), LOAD)
     lacking = 141_107_412_992 + candidates[0].memory.activations + 3 * GIB // 2 - DEVICES["h100"].memory_bytes  # type: ignore[union-attr]
