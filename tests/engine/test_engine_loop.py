@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from engine.chain_executor import ChainExecutor
 from engine.config import EngineConfig
-from engine.core import EngineCore, InlineExecutor
+from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead, RequestRefused
 from engine.request import EngineLoad, FinishReason, TokenChunk
@@ -20,17 +21,19 @@ from tests.engine.chain_world import BLOCK_SIZE, VOCAB_SIZE, chain_output, engin
 PATIENCE_S = 10.0
 
 
-class Client(InlineExecutor):
+class Client:
     """What comes out of a loop, and an executor that can be told to wait or to fail at the next step."""
 
-    def __init__(self, step_delay_s: float = 0.0, **settings: Any) -> None:
-        info = engine_info(num_blocks=64, max_num_seqs=8)
+    def __init__(self, step_delay_s: float = 0.0, steps_in_flight: int = 1, **settings: Any) -> None:
+        info = engine_info(num_blocks=64, max_num_seqs=8, max_steps_in_flight=steps_in_flight)
         config = EngineConfig(**({"block_size": BLOCK_SIZE, "check_invariants": True} | settings))
         self.chain = ChainExecutor(VOCAB_SIZE, info.num_blocks, BLOCK_SIZE, step_delay_s)
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
         self.num_steps = 0
+        self.under_way: deque[StepPlan] = deque()
+        self.most_under_way = 0
         self.num_closed = 0
         self.num_clock_reads = 0
         self.chunks: list[TokenChunk] = []
@@ -45,6 +48,13 @@ class Client(InlineExecutor):
     def clock(self) -> float:
         self.num_clock_reads += 1
         return time.monotonic()
+
+    def submit(self, plan: StepPlan) -> None:
+        self.under_way.append(plan)
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+
+    def collect(self) -> StepResult:
+        return self.execute(self.under_way.popleft())
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert self.gate.wait(PATIENCE_S)
@@ -107,6 +117,24 @@ def test_requests_from_many_threads_are_exact(client: Client) -> None:
     assert client.threads == {"engine-loop"}
     assert client.loads[-1].num_accepted == 60
     assert client.loads[-1].free_blocks == 64
+
+
+def test_with_several_steps_under_way_streams_are_exact_and_can_be_cancelled() -> None:
+    client = Client(steps_in_flight=3)
+    client.gate.clear()
+    client.loop.start()
+    requests = [generate(f"{i}", [i % 3, i % 5], max_tokens=20) for i in range(30)]
+    for request in requests:
+        client.loop.submit(request)
+    client.loop.submit(generate("gone", [1], max_tokens=100))
+    client.loop.cancel("gone")
+    client.gate.set()
+    client.wait_for(lambda: len(client.finishes()) == len(requests) + 1)
+    for request in requests:
+        assert (client.read(request.request_id), client.finishes()[request.request_id]) == chain_output(request)
+    assert client.finishes()["gone"] is FinishReason.ABORT
+    assert client.most_under_way == 3
+    assert client.loop.close()
 
 
 def test_it_sleeps_when_idle_and_wakes_for_the_next_request(client: Client) -> None:

@@ -267,7 +267,7 @@ def test_processes_say_what_one_says_and_a_killed_one_is_named(tmp_path: Path) -
     folder = save_tiny_model("llama", tmp_path)
     asked = arrivals(3)
     expected = answers(start_engine(str(folder), CONFIG)[0], asked)
-    core, info = start_engine_of_ranks(str(folder), CONFIG, RankLayout(2, 1), rank_timeout_s=60.0)
+    core, info = start_engine_of_ranks(str(folder), CONFIG, RankLayout(1, 2), rank_timeout_s=60.0)
     pids = list(info.rank_pids)
     try:
         assert len(pids) == 2 and core.progress.patience_s > 0
