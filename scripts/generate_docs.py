@@ -1,4 +1,4 @@
-"""Writes the parts of docs/ that follow from types: `python -m scripts.generate_docs [--check]`.
+"""Writes what follows from types, in docs/ and monitoring/grafana/: `python -m scripts.generate_docs [--check]`.
 
 docs/configuration.md comes from the configuration's structs; in docs/api.md the tables between
 `<!-- fields: NAME -->` and `<!-- end -->` come from the bodies that the gateway decodes, in docs/metrics.md those
@@ -22,8 +22,10 @@ from cluster.api.schema_tokens import DetokenizeRequest, TokenizeRequest
 from cluster.config import MantaConfig
 from cluster.metrics.declared import DECLARED, Source
 from scripts.doc_tables import body_table, configuration_table, fields_with_hints, metrics_table, strip_annotation
+from scripts.grafana_dashboards import render_dashboards
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS, MONITORING = ROOT / "docs", ROOT / "monitoring"
 
 #: Name of a table in docs/api.md -> whose fields it lists, without those of another.
 API_TABLES: dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct] | None]] = {
@@ -84,6 +86,7 @@ def render_pages() -> dict[Path, str]:
         DOCS / "configuration.md": render_configuration(),
         api: fill_tables(api.read_text(encoding="utf-8")),
         metrics: fill_metrics(metrics.read_text(encoding="utf-8")),
+        **{MONITORING / "grafana" / name: page for name, page in render_dashboards().items()},
     }
 
 
