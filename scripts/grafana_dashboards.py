@@ -1,4 +1,4 @@
-"""The Grafana dashboards of `monitoring/grafana/` as tables of panels; `python -m scripts.generate_docs` writes them."""
+"""The Grafana dashboards of `monitoring/grafana/` as tables of panels; `scripts.generate_docs` writes them."""
 
 import json
 from collections.abc import Iterator, Sequence
