@@ -121,7 +121,7 @@ def explain(candidates: list[Candidate], load: Load) -> str:
     best = candidates[0]
     grid = f"tensor_parallel {best.tensor_parallel} x pipeline_parallel {best.pipeline_parallel}"
     if best.refusal:
-        return "Nothing fits: give more or larger devices, a smaller dtype, or a shorter context."
+        return "Nothing fits: give more or larger devices, a smaller dtype or a shorter context, or engine.offload."
     place = "one node" if best.nodes == 1 else f"{best.nodes} nodes"
     wanted = f"{load.concurrency} sequences of {load.context:,} tokens"
     if best.concurrency < load.concurrency:
