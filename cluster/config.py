@@ -12,6 +12,7 @@ from msgspec import Meta
 
 import engine
 from cluster.auth.config import AuthConfig, is_loopback
+from cluster.quotas.config import QuotaConfig
 from engine.config import ChainConfig, EngineConfig
 from engine.errors import ConfigError
 
@@ -251,6 +252,7 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     auth: AuthConfig = AuthConfig()
     router: RouterConfig = RouterConfig()
     traces: TracesConfig = TracesConfig()
+    quotas: QuotaConfig = QuotaConfig()
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -8,6 +8,8 @@
       StreamNotFound       404   never heard of, another tenant's, or its time is over
       StreamTaken          409   another connection has resumed the stream
       RateLimited          429   rate_limit_exceeded: the tenant's share of the queue is full
+        QuotaExceeded      429   the same code: the tenant has used its requests or tokens of the minute
+      RequestTooLarge      400   request_too_large: a limit would never let it through
       Overloaded           503   server_is_overloaded: the queue is full
       NoReadyReplica       503   no_ready_replica
       KeysUnavailable      503   a token cannot be checked: its issuer's keys cannot be had
@@ -20,6 +22,8 @@
 All arguments go to `super().__init__`, so that errors survive pickling between actors.
 """
 
+from collections.abc import Iterable
+
 from engine.errors import MantaError
 
 
@@ -29,6 +33,7 @@ class ApiError(MantaError):
     status = 500
     type = "server_error"
     code = "internal_error"
+    headers: tuple[tuple[bytes, bytes], ...] = ()  #: of an answer by HTTP, besides those that all errors have
 
     def __init__(self, message: str, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message, param, retry_after_s)
@@ -69,6 +74,24 @@ class ModelNotFound(ApiError):
 
 class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class QuotaExceeded(RateLimited):
+    def __init__(
+        self, message: str, retry_after_s: float | None = None, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        super().__init__(message, None, retry_after_s)
+        self.headers = tuple(headers)
+        self.args = (message, retry_after_s, self.headers)
+
+
+class RequestTooLarge(ApiError):
+    status, type, code = 400, "invalid_request_error", "request_too_large"
+
+    def __init__(self, message: str, param: str | None = None, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(message, param)
+        self.headers = tuple(headers)
+        self.args = (message, param, self.headers)
 
 
 class StreamNotFound(ApiError):

@@ -9,7 +9,7 @@ secret); after that:
     gateway -> router   Enqueue, Withdraw, Ended, Condemn,    router -> gateway   Grant, Refuse, Move, Pulse,
                         Keep, Journal, Release, Fetch,                            ReplicaUp, ReplicaDown,
                         Figures, Scrape,                                          Stored, Taken, Scraped,
-                        KeepReports, FindReport                                   ReportFound
+                        KeepReports, FindReport, QuotaTurn                        ReportFound, QuotaAnswer
     replica -> router   Announce, Report, Leave, Vitals       router -> replica   Drain, Pulse
     gateway -> replica  Submit, Cancel                        replica -> gateway  Tokens, Failed, Beat
     router -> router    Spare
@@ -20,6 +20,7 @@ from enum import StrEnum
 import msgspec
 
 from cluster.metrics.snapshot import Snapshot
+from cluster.quotas.bucket import Ask, Change, Reply
 from engine.config import EngineInfo
 from engine.framing import Challenge as Challenge
 from engine.framing import Frame as Frame
@@ -143,6 +144,27 @@ class Scrape(Frame, frozen=True, tag="scrape"):
     """Somebody wants the metrics of all: tell what you know. Answered by `Scraped`."""
 
     ticket: int
+
+
+class QuotaTurn(Frame, frozen=True, tag="quota"):
+    """All that a gateway asks of the shared limits, and tells them, at once. The next one follows the answer."""
+
+    number: int  #: of this gateway's turns, rising
+    num_gateways: int  #: among whom the limits are divided
+    epoch: str = ""  #: the book that has answered last; empty: none has
+    seen: float = 0.0  #: that book's clock, then
+    changes: list[Change] = []
+    asks: list[Ask] = []
+
+
+class QuotaAnswer(Frame, frozen=True, tag="quota"):
+    """The answer to the `QuotaTurn` of that number."""
+
+    number: int
+    epoch: str
+    seen: float
+    is_back: bool  #: the gateway has been away: nothing is decided, it is to ask again
+    replies: list[Reply] = []
 
 
 class Grant(Frame, frozen=True, tag="grant"):
@@ -323,8 +345,22 @@ FromGateway = (
     | Scrape
     | KeepReports
     | FindReport
+    | QuotaTurn
 )
 ToRouter = FromGateway | Announce | Report | Leave | Vitals | Spare
-FromRouter = Grant | Refuse | Move | Pulse | Drain | ReplicaUp | ReplicaDown | Stored | Taken | Scraped | ReportFound
+FromRouter = (
+    Grant
+    | Refuse
+    | Move
+    | Pulse
+    | Drain
+    | ReplicaUp
+    | ReplicaDown
+    | Stored
+    | Taken
+    | Scraped
+    | ReportFound
+    | QuotaAnswer
+)
 ToReplica = Submit | Cancel
 FromReplica = Tokens | Failed | Beat

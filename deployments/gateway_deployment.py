@@ -23,6 +23,7 @@ from cluster.gateway.layers import bearer
 from cluster.health.gateway_health import GatewayHealth
 from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
+from cluster.streams.link import ShardListener
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import GenerationDefaults, ServedModel
 from deployments.call_sinks import CallSinks
@@ -32,6 +33,7 @@ from deployments.health_listener import open_health_listener
 from deployments.http_door import HttpDoor
 from deployments.json_logs import log_as_json
 from deployments.leave import Leave
+from deployments.quota_links import QuotaLinks
 from deployments.router_actor import configure_routers, join_router
 from deployments.router_link import Shards
 from deployments.router_store import cluster_secret
@@ -65,8 +67,10 @@ class GatewayDeployment:
         shards = Shards(self._config.router.shards, join_router, cluster_secret())
         copies = StreamCopies(self._config.gateway.resume_s, shards.count)
         self._metrics, self._sinks = GatewayMetrics(self._dispatcher), CallSinks(self._config, name)
-        calls = Calls(sinks=[self._metrics.calls, *self._sinks.sinks])
-        self._links = GatewayLinks(self._dispatcher, copies, [self._metrics.scrapes, calls.reports], shards)
+        limits = QuotaLinks(self._config, name, self._metrics.instruments)
+        calls = Calls(limits.quotas, [limits.quotas, self._metrics.calls, *self._sinks.sinks])
+        listeners: list[ShardListener] = [self._metrics.scrapes, calls.reports, limits]
+        self._links = GatewayLinks(self._dispatcher, copies, listeners, shards)
         models = await asyncio.to_thread(_load_models, self._config)
         self._health = GatewayHealth(list(models), self._dispatcher, self._metrics)
         self._links.on_tick.append(self._health.on_tick)

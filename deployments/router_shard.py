@@ -24,6 +24,7 @@ from cluster.frames import (
     KeepReports,
     Leave,
     Pulse,
+    QuotaTurn,
     Release,
     ReplicaInfo,
     Report,
@@ -35,6 +36,7 @@ from cluster.frames import (
     Withdraw,
 )
 from cluster.metrics.snapshot import Snapshot
+from cluster.quotas.book import Book
 from cluster.router.journal_store import JournalStore
 from cluster.router.kept_figures import KeptFigures
 from cluster.router.report_store import ReportStore
@@ -47,6 +49,7 @@ from deployments.transport import FrameConnection, FrameHandler, FrameServer
 logger = logging.getLogger("manta.router")
 TICK_S = 0.125
 TICKS_PER_PULSE = 2
+TICKS_PER_SWEEP = 480
 
 
 class _GatewayPeer:
@@ -75,6 +78,10 @@ class _GatewayPeer:
                 self._connection.send(self._shard.reports.on_find(frame))
             case Scrape():
                 self._connection.send(Scraped(frame.ticket, self._shard.snapshots(now)))
+            case QuotaTurn():
+                answer = self._shard.quotas.turn(self._name, frame, now)
+                if answer is not None:
+                    self._connection.send(answer)
 
     def on_lost(self) -> None:
         self._shard.listeners.discard(self._connection)
@@ -83,6 +90,7 @@ class _GatewayPeer:
             self._shard.router.on_gateway_lost(self._name)
             self._shard.streams.on_gateway_lost(self._name, time.monotonic())
             self._shard.figures.gone(self._name, time.monotonic())
+            self._shard.quotas.lost(self._name, time.monotonic())
 
 
 class _ReplicaPeer:
@@ -144,6 +152,7 @@ class RouterShard:
         self.streams = JournalStore(config.max_resume_bytes)
         self.reports = ReportStore()
         self.figures = KeptFigures()
+        self.quotas = Book()
         self.gateways: dict[str, FrameConnection] = {}
         self.replicas: dict[str, FrameConnection] = {}
         self.others: dict[int, FrameConnection] = {}
@@ -236,6 +245,8 @@ class RouterShard:
                     _send_all(self.others.values(), spare)
             if count % TICKS_PER_PULSE == 0:
                 _send_all(self.listeners, Pulse())
+            if count % TICKS_PER_SWEEP == 0:
+                self.quotas.sweep()
 
     def _cut_off_the_silent(self) -> None:
         """A connection may be dead on the other side alone; who is only frozen dials again when it wakes."""

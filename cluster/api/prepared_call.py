@@ -35,7 +35,7 @@ class PreparedCall(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         record, requests = self.record, [choice.request for choice in self.choices]
-        record.num_choices = len(requests)
+        record.num_choices, record.num_prompts = len(requests), len(requests) // self.num_answers
         record.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests[:: self.num_answers])
         record.max_output_tokens = sum(request.sampling.max_tokens for request in requests)
 

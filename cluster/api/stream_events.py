@@ -70,6 +70,8 @@ async def stream_events(
             for event in writer.write(delta):
                 yield event
         choices, generator = past.unfinished(), past.onward(generator)
+        to_come = (choice.request.sampling.max_tokens - len(choice.request.output_token_ids) for choice in choices)
+        call.record.resume(sum(to_come))
     async with (
         serving.calls.run(call.record),
         aclosing(run_choices(generator, choices, call.context, call.origin.block_size)) as deltas,

@@ -55,6 +55,7 @@ class CallRecord:
         "ended_at",
         "first_token_at",
         "headers",
+        "is_resumed",
         "last_token_at",
         "max_output_tokens",
         "meter",
@@ -63,6 +64,7 @@ class CallRecord:
         "num_choices",
         "num_output_tokens",
         "num_prompt_tokens",
+        "num_prompts",
         "outcome",
         "prepared_at",
         "status",
@@ -71,7 +73,9 @@ class CallRecord:
     def __init__(self, call_id: str, model: str, caller: Caller, prepared_at: float) -> None:
         self.call_id, self.model, self.caller, self.prepared_at = call_id, model, caller, prepared_at
         self.arrived_at = prepared_at if caller.arrived_at is None else caller.arrived_at
+        self.is_resumed = False  #: goes on with a stream that another call began
         self.num_choices = 0
+        self.num_prompts = 1
         self.num_prompt_tokens = 0  #: each prompt once
         self.max_output_tokens = 0  #: over all choices, those emitted before a resumption not counted
         self.num_output_tokens = 0  #: handed over by engines, those behind a stop string too
@@ -114,12 +118,16 @@ class CallRecord:
             attempt.first_token_at = now
             if self.first_token_at is None:
                 self.first_token_at = now
-            if len(self.attempts) <= self.num_choices:
+            if any(attempt is one for one in self.attempts[: self.num_prompts]):
                 self.num_cached_tokens += num_cached_tokens
             if meter is not None:
                 meter.began_to_answer(self, attempt)
         if meter is not None:
             meter.got_tokens(num_tokens, None if before is None else now - before)
+
+    def resume(self, max_output_tokens: int) -> None:
+        """It goes on with what another call began; so much can still come."""
+        self.is_resumed, self.max_output_tokens = True, max_output_tokens
 
     def end(self, outcome: str, status: int, now: float) -> None:
         """It is over; what comes later counts for nothing."""

@@ -136,7 +136,7 @@ def believe(tenant_header: str) -> Identify:
 
 
 def error_headers(error: ApiError) -> list[Header]:
-    """`Allow`, `WWW-Authenticate` and `Retry-After` where they belong."""
+    """`Allow`, `WWW-Authenticate` and `Retry-After` where they belong, and what the error brings itself."""
     if isinstance(error, Unauthorized):
         return [(b"www-authenticate", b'Bearer realm="manta"')]
     if isinstance(error, MethodNotAllowed):
@@ -144,7 +144,8 @@ def error_headers(error: ApiError) -> list[Header]:
     retry_after_s = error.retry_after_s
     if retry_after_s is None and error.status == 503:
         retry_after_s = _RETRY_AFTER_S
-    return [] if retry_after_s is None else [(b"retry-after", b"%d" % max(1, math.ceil(retry_after_s)))]
+    retry = [] if retry_after_s is None else [(b"retry-after", b"%d" % max(1, math.ceil(retry_after_s)))]
+    return [*retry, *error.headers]
 
 
 async def _drop_connection(scope: Scope) -> None:

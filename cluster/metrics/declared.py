@@ -84,7 +84,7 @@ CACHED_TOKENS = _counter(
     Source.GATEWAY,
     "cached_tokens",
     "model tenant",
-    "Prompt tokens of ended calls found in a prefix cache, for each choice.",
+    "Prompt tokens of ended calls found in a prefix cache, each prompt once.",
 )
 OUTPUT_TOKENS = _counter(
     Source.GATEWAY, "output_tokens", "model tenant", "Tokens handed over by engines, as they come."
@@ -101,6 +101,12 @@ PROBES = _counter(
 )  # fmt: skip
 READY = _gauge(Source.GATEWAY, "ready", "model", "1: `/health/ready` finds the model ready, 0: it does not.")
 LIVE_SHARDS = _gauge(Source.GATEWAY, "live_shards", "", "Router shards that this gateway can ask.")
+
+QUOTA_ALONE = _gauge(
+    Source.GATEWAY, "quota_alone", "",
+    "Keepers of limits (router shards, or Redis) that this gateway cannot reach: of those limits it grants its share.",
+)  # fmt: skip
+QUOTA_LOSSES = _counter(Source.GATEWAY, "quota_losses", "", "Times that a keeper of limits could not be reached.")
 
 # The queue.
 
