@@ -193,6 +193,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         float,
         Meta(gt=0.0, description="A replica of many ranks is lost when none of them moves, or one is silent, so long."),
     ] = 10.0
+    spare_ranks: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16,
+            description="Of a replica of many ranks: processes that wait on each of its hosts to take the place of a "
+            "rank that is lost, 250 MiB each. With 0 a rank is replaced all the same, some seconds later.",
+        ),
+    ] = 1
     engine: EngineConfig = EngineConfig()
     chain: ChainConfig = ChainConfig()
 

@@ -269,7 +269,9 @@ class Report(Frame, frozen=True, tag="report"):
 
 
 class Leave(Frame, frozen=True, tag="leave"):
-    """The replica drains: no more grants to it. What it runs goes on."""
+    """No more grants to the replica; what it runs goes on. It drains, or will announce itself again."""
+
+    comes_back: bool = False
 
 
 class GpuReading(msgspec.Struct, frozen=True, array_like=True):

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -11,6 +12,7 @@ from deployments.gpu_watch import GpuWatch
 from deployments.replica_links import ReplicaLinks
 from deployments.replica_server import BEAT_S, ReplicaServer
 from deployments.router_link import Shards
+from engine.config import EngineInfo
 from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
 from engine.errors import EngineDead
@@ -25,7 +27,7 @@ class Replica:
 
     def __init__(self, core: EngineCore, secret: bytes, on_dead: Callable[[EngineDead], None]) -> None:
         self.core = core
-        self.engine = EngineLoop(core, on_step=self._on_step, on_dead=self._engine_died)
+        self.engine = EngineLoop(core, self._on_step, self._engine_died, self._on_rebuild)
         self._tell_death = on_dead
         self.server = ReplicaServer(self.engine, secret)
         self.links: ReplicaLinks | None = None
@@ -38,6 +40,10 @@ class Replica:
     def _engine_died(self, error: EngineDead) -> None:
         self._loop.call_soon_threadsafe(self.server.leave)
         self._tell_death(error)
+
+    def _on_rebuild(self, info: EngineInfo | None) -> None:
+        change = self.server.go_away if info is None else partial(self.server.come_back, info)
+        self._loop.call_soon_threadsafe(change)
 
     async def start(
         self,

@@ -89,6 +89,7 @@ class ReplicaDeployment:
             layout,
             spawner=ReplicaSpawner(self._config, model),
             rank_timeout_s=model.rank_timeout_s,
+            num_spares=model.spare_ranks,
             progress=tell,
         )
 

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import msgspec
+
 from cluster.frames import (
     Announce,
     Beat,
@@ -23,7 +25,8 @@ from cluster.frames import (
     Vitals,
 )
 from deployments.transport import FrameConnection, FrameHandler, FrameServer
-from engine.errors import EngineDead, RequestRefused
+from engine.config import EngineInfo
+from engine.errors import EngineAway, EngineDead, RequestRefused
 from engine.request import EngineLoad, GenerateRequest, TokenChunk
 from engine.step_progress import EngineProgress
 
@@ -66,6 +69,7 @@ class ReplicaServer:
         self._gateways: set[FrameConnection] = set()
         self._owners: dict[tuple[str, int], FrameConnection] = {}  #: by request id and attempt
         self._is_leaving = False
+        self._is_away = False  #: until its engine is rebuilt
         self._submitted: deque[tuple[str, int]] = deque()  #: not yet seen in a load, oldest first
         self._accepted: list[tuple[str, int]] = []  #: seen in a load, not yet reported
         self._num_accepted = 0
@@ -82,9 +86,21 @@ class ReplicaServer:
 
     def announce(self, info: ReplicaInfo, load: EngineLoad) -> None:
         """The engine is ready: from now on the router may know."""
-        self._announcement, self._load = info, load
+        self._announcement, self._load, self._is_away = info, load, False
         if self._router is not None:
             self.on_router(self._router)
+
+    def go_away(self) -> None:
+        """The engine takes nothing until `come_back`."""
+        self._is_away = True
+        if self._router is not None:
+            self._router.send(Leave(comes_back=True))
+
+    def come_back(self, engine: EngineInfo) -> None:
+        """The engine is ready again."""
+        assert self._announcement is not None and self._load is not None
+        info = msgspec.structs.replace(self._announcement, engine=engine, pids=list(engine.rank_pids))
+        self.announce(info, self._load)
 
     @property
     def num_requests(self) -> int:
@@ -114,8 +130,8 @@ class ReplicaServer:
             if self._is_leaving:
                 raise EngineDead("the replica takes no more requests")
             self._engine.submit(request)
-        except (RequestRefused, EngineDead) as error:
-            gateway.send(Failed(*key, str(error), retryable=isinstance(error, EngineDead)))
+        except (RequestRefused, EngineAway, EngineDead) as error:
+            gateway.send(Failed(*key, str(error), retryable=not isinstance(error, RequestRefused)))
             self._accepted.append(key)
             if isinstance(error, EngineDead) and not self._is_leaving:
                 self.leave()
@@ -160,8 +176,8 @@ class ReplicaServer:
         if self._announcement is not None:
             connection.send(Announce(self._announcement))
             self._report()
-            if self._is_leaving:
-                connection.send(Leave())
+            if self._is_leaving or self._is_away:
+                connection.send(Leave(comes_back=not self._is_leaving))
 
     def leave(self) -> None:
         """Take no more requests; what runs here goes on."""

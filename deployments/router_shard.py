@@ -110,7 +110,7 @@ class _ReplicaPeer:
             case Report() if self._info is not None:
                 self._shard.post(router.on_report(self._info, frame, now))
             case Leave() if self._info is not None:
-                self._shard.post(router.on_leave(self._info, now))
+                self._shard.post(router.on_leave(self._info, frame, now))
             case Vitals() if self._info is not None:
                 router.on_vitals(self._info, frame)
 

@@ -62,6 +62,10 @@ class StageHost:
         self._processes[process.pid] = process
         return process.pid
 
+    def keep_spares(self, count: int) -> None:
+        """See `RankSpawner`."""
+        self._spawner.keep_spares(count)
+
     async def wait(self, pid: int) -> int:
         """Its exit code, when it has ended."""
         while (code := self._processes[pid].exit_code()) is None:  # noqa: ASYNC110 - nothing tells of the end
@@ -142,6 +146,12 @@ class ReplicaSpawner:
         if worker is None:
             return self._here.start(stage, start)
         return RemoteProcess(worker, worker.call("start", start).get())
+
+    def keep_spares(self, count: int) -> None:
+        """See `RankSpawner`; without waiting."""
+        self._here.keep_spares(count)
+        for worker in self._workers.values():
+            worker.call("keep_spares", count)
 
     def close(self, *, force: bool = False) -> None:
         """See `RankSpawner`."""

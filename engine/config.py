@@ -130,7 +130,7 @@ class ChainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a started engine is: facts others need to talk to it. One per replica, fixed until it ends."""
+    """What a started engine is: facts others need to talk to it. One per replica, fixed until it ends or is rebuilt."""
 
     model_path: str
     architecture: str
@@ -145,6 +145,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_steps_in_flight: int = 1  #: steps that may be under way at a time: one for each pipeline stage
     eos_token_ids: tuple[int, ...] = ()
     rank_pids: tuple[int, ...] = ()  #: process id by rank; empty when the engine computes in its own process
+    num_rebuilds: int = 0  #: times that lost ranks were replaced
     startup_s: dict[str, float] = {}  #: seconds per phase: load, compile, warm_up, ...
 
     @property

@@ -3,6 +3,8 @@
 from abc import abstractmethod
 from typing import Protocol
 
+from engine.config import EngineInfo
+from engine.errors import RankLost
 from engine.request import TokenChunk
 from engine.scheduler import Scheduler
 from engine.step import StepPlan, StepResult
@@ -43,13 +45,33 @@ class InlineExecutor:
         """See `StepExecutor`."""
 
 
+class Rebuilder(Protocol):
+    """Makes an executor whole again that has raised `RankLost`."""
+
+    def look(self) -> None:
+        """Between two steps: raises `RankLost` when a rank has ended."""
+
+    def may_begin(self, now: float) -> bool:
+        """Whether it is worth it (again)."""
+
+    def rebuild(self, lost: RankLost) -> EngineInfo:
+        """What the engine now is, its KV cache empty. Any exception is the engine's end."""
+
+
 class EngineCore:
     """A scheduler and the executor of its plans. An executor of long steps ticks the same `progress`."""
 
-    def __init__(self, scheduler: Scheduler, executor: StepExecutor, progress: StepProgress | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: StepExecutor,
+        progress: StepProgress | None = None,
+        rebuilder: Rebuilder | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.progress = progress or StepProgress()
+        self.rebuilder = rebuilder
 
     def step(self, now: float) -> list[TokenChunk] | None:
         """Put under way what can be, and take in the oldest result; None when there was nothing to compute."""

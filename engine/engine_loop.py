@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from engine.core import EngineCore
-from engine.errors import EngineDead, RequestRefused
+from engine.config import EngineInfo
+from engine.core import EngineCore, Rebuilder
+from engine.errors import EngineAway, EngineDead, RankLost, RequestRefused
 from engine.request import EngineLoad, FinishReason, GenerateRequest, TokenChunk
 from engine.step_progress import EngineProgress
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 OnStep = Callable[[list[TokenChunk], EngineLoad], None]
 OnDead = Callable[[EngineDead], None]
+OnRebuild = Callable[[EngineInfo | None], None]
+IDLE_LOOK_S = 0.5  #: so often an engine with nothing to do looks whether its ranks are all there
 Order = Callable[[float], list[TokenChunk]]  #: something for the scheduler to do, at the time given
 
 
@@ -27,6 +30,8 @@ class EngineLoop:
 
     Every request that `submit` accepted gets a last chunk, whatever happens. `on_step(chunks, load)` is called
     after each step, and between steps when requests were accepted, refused or aborted (then often without chunks).
+    When a rank is lost and can be replaced, `on_rebuild(None)` is called, all that is here ends at once, and nothing is
+    taken until `on_rebuild` tells what the engine is then.
     """
 
     def __init__(
@@ -34,15 +39,18 @@ class EngineLoop:
         core: EngineCore,
         on_step: OnStep,
         on_dead: OnDead,
+        on_rebuild: OnRebuild = lambda info: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._core = core
         self._on_step = on_step
         self._on_dead = on_dead
+        self._on_rebuild = on_rebuild
         self._clock = clock
-        self._wake = threading.Condition()  # guards the three below
+        self._wake = threading.Condition()  # guards the four below
         self._orders: deque[Order] = deque()
         self._closing = False
+        self._away: EngineAway | None = None  # while its ranks are rebuilt
         self._dead: EngineDead | None = None
         self._is_computing = False
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -52,7 +60,10 @@ class EngineLoop:
         self._thread.start()
 
     def submit(self, request: GenerateRequest) -> None:
-        """Hand in a request. Raises `RequestRefused` when it can never run, `EngineDead` when nothing runs any more."""
+        """Hand in a request.
+
+        Raises `RequestRefused` when it can never run, `EngineDead` when nothing runs any more, `EngineAway`.
+        """
         self._core.scheduler.refuse_unfit(request)
         self._order(lambda now: self._add(request, now))
 
@@ -61,7 +72,7 @@ class EngineLoop:
         scheduler = self._core.scheduler
         try:
             self._order(lambda now: scheduler.abort(request_id, attempt))
-        except EngineDead:
+        except (EngineDead, EngineAway):
             return  # it has had its last chunk
 
     def progress(self) -> EngineProgress:
@@ -73,7 +84,7 @@ class EngineLoop:
         """End everything with MIGRATE, as something between two steps: other engines go on with it."""
         try:
             self._order(lambda now: self._core.scheduler.hand_back())
-        except EngineDead:
+        except (EngineDead, EngineAway):
             return  # it has handed everything back already
 
     def close(self, timeout_s: float = 10.0) -> bool:
@@ -91,19 +102,47 @@ class EngineLoop:
         with self._wake:
             if self._dead is not None or self._closing:
                 raise self._dead or EngineDead("it was closed")
+            if self._away is not None:
+                raise self._away
             self._orders.append(order)
             self._wake.notify()
 
     def _run(self) -> None:
         why = "it was closed"
         try:
-            while self._serve_once():
+            while self._serve():
                 pass
         except Exception as error:  # the executor or a callback: nothing can be trusted to go on
             why = f"{type(error).__name__}: {error}"
             logger.exception("the engine has stopped")
         finally:
             self._end(why)
+
+    def _serve(self) -> bool:
+        """`_serve_once`, and what follows when a rank is lost."""
+        rebuilder = self._core.rebuilder
+        try:
+            return self._serve_once()
+        except RankLost as lost:
+            if rebuilder is None or not rebuilder.may_begin(self._clock()):
+                raise
+            self._rebuild(rebuilder, lost)
+            return not self._closing
+
+    def _rebuild(self, rebuilder: Rebuilder, lost: RankLost) -> None:
+        """Let what is here go on elsewhere, and take nothing until the ranks are whole again."""
+        logger.error("a rank is lost and will be replaced: %s", lost)
+        self._is_computing = False
+        with self._wake:
+            self._away = EngineAway(str(lost))
+        self._on_rebuild(None)
+        scheduler = self._core.scheduler
+        chunks = self._take_orders(self._clock()) + scheduler.hand_back(str(lost))
+        self._on_step(chunks, scheduler.load())
+        info = rebuilder.rebuild(lost)
+        with self._wake:
+            self._away = None
+        self._on_rebuild(info)
 
     def _serve_once(self) -> bool:
         """Take in orders, compute one step, report; wait if there was nothing to compute. False when closing."""
@@ -117,18 +156,23 @@ class EngineLoop:
             return not self._closing
         wake_at = self._core.scheduler.wake_at()
         timeout_s = None if wake_at is None else max(0.0, wake_at - now)
+        if self._core.rebuilder is not None:
+            self._core.rebuilder.look()
+            timeout_s = IDLE_LOOK_S if timeout_s is None else min(timeout_s, IDLE_LOOK_S)
         with self._wake:
             self._wake.wait_for(lambda: self._orders or self._closing, timeout_s)
             return not self._closing
 
     def _obey_orders(self, now: float) -> None:
         """Let the scheduler do what was asked since the last step."""
+        if self._orders:
+            self._on_step(self._take_orders(now), self._core.scheduler.load())
+
+    def _take_orders(self, now: float) -> list[TokenChunk]:
         chunks: list[TokenChunk] = []
-        num_orders = len(self._orders)
-        for _ in range(num_orders):
+        for _ in range(len(self._orders)):
             chunks += self._orders.popleft()(now)
-        if num_orders:
-            self._on_step(chunks, self._core.scheduler.load())
+        return chunks
 
     def _add(self, request: GenerateRequest, now: float) -> list[TokenChunk]:
         try:
@@ -149,8 +193,7 @@ class EngineLoop:
     def _answer_everybody(self) -> None:
         assert self._dead is not None
         scheduler = self._core.scheduler
-        now = self._clock()
-        chunks = [chunk for order in self._orders for chunk in order(now)]
+        chunks = self._take_orders(self._clock())
         why = "" if self._closing else str(self._dead)
         self._on_step(chunks + scheduler.hand_back(why), scheduler.load())
 

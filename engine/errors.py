@@ -8,6 +8,7 @@
       RequestRefused         a request this engine can never run
       RankMisfit             a rank that would give wrong results or none; names it, its host, the value and the remedy
       RankLost               a rank has died, broken or stopped; names it
+      EngineAway             the engine takes nothing for a while
       EngineDead             the engine has stopped; nothing it holds will finish
       KernelBuildError       the CPU kernels could not be compiled
 
@@ -72,7 +73,7 @@ class RankMisfit(MantaError):
 
 
 class RankLost(MantaError):
-    """A rank of this replica computes no more, and so the replica does not."""
+    """A rank of this replica computes no more, and so the others do not, until it is replaced."""
 
     def __init__(self, rank: int, step: int, why: str) -> None:
         super().__init__(rank, step, why)
@@ -80,6 +81,17 @@ class RankLost(MantaError):
 
     def __str__(self) -> str:
         return f"rank {self.rank}, step {self.step}: {self.why}"
+
+
+class EngineAway(MantaError):
+    """The engine has handed back what it held and takes nothing until its ranks are whole again."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the engine is away: {self.why}"
 
 
 class EngineDead(MantaError):

@@ -55,6 +55,11 @@ class KVCache:
         self.keys = [_zeros(shape, dtype, device) for shape in shapes]
         self.values = [_zeros(shape, dtype, device) for shape in shapes]
 
+    def clear(self) -> None:
+        """As it was at first."""
+        for tensor in (*self.keys, *self.values):
+            tensor.zero_()
+
 
 def bytes_per_token(layers: list[LayerShape], dtype: torch.dtype) -> int:
     """Cache memory that one token takes over all layers."""

@@ -91,6 +91,11 @@ class KVCacheManager:
         sequence.num_registered_blocks = 0
         self._move_frontier(sequence)
 
+    def forget_all(self) -> None:
+        """No block holds what it held; no sequence has any."""
+        assert self.pool.num_free == self.pool.num_blocks, "a sequence still has blocks"
+        self.pool = BlockPool(self.pool.num_blocks)
+
     def check_invariants(self, running: Iterable[Sequence]) -> None:
         """Compare the bookkeeping with the sequences that hold blocks."""
         running = list(running)

@@ -58,17 +58,9 @@ def count_fitting_blocks(loaded: LoadedModel, config: EngineConfig, limit: int, 
     )
 
 
-def build_runner(
-    loaded: LoadedModel,
-    kernels: Kernels | None,
-    config: EngineConfig,
-    *,
-    num_blocks: int,
-    max_model_len: int,
-    cores: CoreShare | None,
-) -> ModelRunner:
-    """The cache of `num_blocks` blocks, and the runner around it."""
-    cache = KVCache(
+def build_cache(loaded: LoadedModel, config: EngineConfig, num_blocks: int) -> KVCache:
+    """The cache of `num_blocks` blocks."""
+    return KVCache(
         loaded.layers,
         num_blocks=num_blocks + 1,
         block_size=config.block_size,
@@ -76,8 +68,21 @@ def build_runner(
         device=loaded.device,
         first_layer=loaded.first_layer,
     )
+
+
+def build_runner(
+    loaded: LoadedModel,
+    cache: KVCache,
+    kernels: Kernels | None,
+    config: EngineConfig,
+    *,
+    max_model_len: int,
+    cores: CoreShare | None,
+) -> ModelRunner:
+    """The runner around a model and its cache. A rank has met its group: they try together what they can do."""
     runner = ModelRunner(
         loaded, cache, kernels, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len, cores=cores
     )
+    num_blocks = cache.num_blocks - 1
     log.info("%d KV blocks of %d tokens, %s attention", num_blocks, config.block_size, runner.attention_name)
     return runner

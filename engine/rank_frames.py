@@ -1,16 +1,20 @@
 """The messages between the driver of a replica and its ranks, and the rank's end of the connection.
 
-The rank dials, proves that it knows the group's secret (`engine.framing`), and then:
+The rank dials, proves that it knows the replica's secret (`engine.framing`), and then:
 
     rank -> driver      Here, Pong, Met, Loaded, Ready, Done, Beat, Broken
-    driver -> rank      Ping, Meet, Load, Allocate, Execute
+    driver -> rank      Ping, Meet, Load, Allocate, Execute, Abandon
 
-A secret belongs to one group: the driver draws it and hands it to the ranks with `RankStart`, through a pipe.
+After an `Abandon` it begins again with `Here`, its weights kept: in another generation of the group, in which lost
+ranks have been replaced.
+
+A secret belongs to one replica: the driver draws it and hands it to the ranks with `RankStart`, through a pipe.
 """
 
 import socket
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from engine.config import EngineConfig
@@ -22,6 +26,7 @@ from parallel.preflight_facts import RankFacts, Transport
 from parallel.preflight_speeds import RankSpeeds
 
 ROLE = "rank"
+SPARE = "--spare"  #: the option of a process that is to get its `RankStart` later
 COLLECTIVE_FAILED = "CollectiveFailed"  #: the kind of `Broken` that another rank's death causes
 _CHUNK = 1 << 16
 
@@ -50,8 +55,9 @@ class RankStart(Frame, frozen=True, tag="start"):
 
 
 class Here(Frame, frozen=True, tag="here"):
-    """The rank runs, and is this."""
+    """The rank runs, and is this. What it has said before is of the past."""
 
+    generation: int
     facts: RankFacts
 
 
@@ -78,7 +84,7 @@ class Met(Frame, frozen=True, tag="met"):
 
 
 class Load(Frame, frozen=True, tag="load"):
-    """Take your part of the model."""
+    """Take your part of the model, if you have not."""
 
 
 class Loaded(Frame, frozen=True, tag="loaded"):
@@ -112,6 +118,12 @@ class Execute(Frame, frozen=True, tag="execute"):
     sampled: list[tuple[int, int]]
 
 
+class Abandon(Frame, frozen=True, tag="abandon"):
+    """A rank is lost: leave the group, and be of this generation from now on."""
+
+    generation: int
+
+
 class Done(Frame, frozen=True, tag="done"):
     """From the rank that samples: what the step came to."""
 
@@ -129,14 +141,14 @@ class Beat(Frame, frozen=True, tag="beat"):
 
 
 class Broken(Frame, frozen=True, tag="broken"):
-    """The rank ends. `kind` and `arguments` are those of the error."""
+    """The rank ends, or, if a collective has failed, waits for an `Abandon`. `kind` and `arguments`: of the error."""
 
     kind: str
     arguments: list[str]
     step: int
 
 
-ToRank = Challenge | Ping | Meet | Load | Allocate | Execute
+ToRank = Challenge | Ping | Meet | Load | Allocate | Execute | Abandon
 FromRank = Hello | Here | Pong | Met | Loaded | Ready | Done | Beat | Broken
 
 
@@ -145,7 +157,7 @@ class DriverGone(Exception):
 
 
 class DriverConnection:
-    """The rank's blocking end. `send` may be called from any thread."""
+    """The rank's blocking end. `send` and `is_abandoned` may be called from any thread."""
 
     def __init__(self, start: RankStart) -> None:
         self._socket = socket.create_connection((start.host, start.port), start.timeout_s)
@@ -153,6 +165,7 @@ class DriverConnection:
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToRank)
         self._waiting: deque[Any] = deque()
         self._lock = threading.Lock()
+        self._receiving = threading.Lock()
         challenge = self.receive()
         if not isinstance(challenge, Challenge):
             raise FrameError("the first message must be a challenge")
@@ -171,15 +184,26 @@ class DriverConnection:
 
     def receive(self) -> Any:
         """The next message. Raises `DriverGone` when there will be none."""
-        while not self._waiting:
+        with self._receiving:
+            while not self._waiting:
+                try:
+                    data = self._socket.recv(_CHUNK)
+                except ConnectionError:
+                    data = b""
+                if not data:
+                    raise DriverGone
+                self._waiting += self._decoder.feed(data)
+            return self._waiting.popleft()
+
+    def is_abandoned(self) -> bool:
+        """Whether an `Abandon` is among what has come; for the time in which nobody receives."""
+        if self._receiving.acquire(blocking=False):
             try:
-                data = self._socket.recv(_CHUNK)
-            except ConnectionError:
-                data = b""
-            if not data:
-                raise DriverGone
-            self._waiting += self._decoder.feed(data)
-        return self._waiting.popleft()
+                with suppress(BlockingIOError, ConnectionError):
+                    self._waiting += self._decoder.feed(self._socket.recv(_CHUNK, socket.MSG_DONTWAIT))
+            finally:
+                self._receiving.release()
+        return any(isinstance(frame, Abandon) for frame in tuple(self._waiting))
 
 
 def read_start(stream: Any) -> RankStart:

@@ -1,7 +1,8 @@
 """The driver's side of a replica with many ranks: sends each plan to all of them, hears the result from one.
 
-A `StepExecutor`. The first rank that dies, breaks or stops to move ends the whole group: `RankLost` names it. The ranks
-compute plans in the order in which they are sent; with pipeline stages several are under way.
+A `StepExecutor`. The first rank that dies, breaks or stops to move ends this generation of the group: `RankLost` names
+it. The next one begins with `abandon`. The ranks compute plans in the order in which they are sent; with pipeline
+stages several are under way.
 """
 
 import logging
@@ -10,13 +11,13 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NoReturn, Protocol
 
 from engine.errors import RankLost
 from engine.framing import Challenge, Frame, FrameDecoder, FrameError, Hello, encode, proven
-from engine.rank_frames import COLLECTIVE_FAILED, ROLE, Beat, Broken, Done, Execute, FromRank, error_of
-from engine.rank_spawn import RankProcess, RankSpawner
+from engine.rank_frames import COLLECTIVE_FAILED, ROLE, Abandon, Beat, Broken, Done, Execute, FromRank, Here, error_of
+from engine.rank_spawn import RankProcess
 from engine.step import StepPlan, StepResult
 from engine.step_progress import StepProgress
 
@@ -32,10 +33,14 @@ _PATIENCE_TICKS, _PATIENCE_S = 30, 0.01
 class RankPeer:
     """One rank as the driver sees it: its connection, and how far it has said that it has come."""
 
-    def __init__(self, rank: int, connection: socket.socket) -> None:
+    def __init__(
+        self, rank: int, connection: socket.socket, decoder: "FrameDecoder[Any]", early: Sequence[Any] = ()
+    ) -> None:
         self.rank = rank
         self.connection = connection
-        self.decoder: FrameDecoder[Any] = FrameDecoder(FromRank)
+        self.decoder = decoder
+        self.early = early  #: frames that came together with its greeting
+        self.generation: int | None = None  #: that it is in, as it has said; None: it has said nothing yet
         self.beat = Beat(0, 0, 0, "")
         self.silent_s = 0.0  #: that the driver has lived since the last frame
         self.still_s = 0.0  #: since the last sign of progress
@@ -52,7 +57,7 @@ class RankPeer:
 
 
 class RankListener:
-    """Accepts the ranks of one group, each once, when it has proven that it knows the secret."""
+    """Accepts the ranks of one replica, each once at a time, when it has proven that it knows the secret."""
 
     def __init__(self, host: str) -> None:
         self.secret = secrets.token_bytes(32)
@@ -65,81 +70,87 @@ class RankListener:
         port: int = self._listener.getsockname()[1]
         return port
 
-    def accept(self, num_ranks: int, timeout_s: float, check: Callable[[], None]) -> list[RankPeer]:
-        """All ranks, in order; `check` raises when it is of no use to wait on."""
+    def accept(self, ranks: Collection[int], timeout_s: float, check: Callable[[], None]) -> list[RankPeer]:
+        """These ranks, in order; `check` raises when it is of no use to wait on."""
         peers: dict[int, RankPeer] = {}
         until = time.monotonic() + timeout_s
-        while len(peers) < num_ranks:
+        while len(peers) < len(ranks):
             check()
             if time.monotonic() > until:
-                missing = sorted(set(range(num_ranks)) - peers.keys())
+                missing = sorted(set(ranks) - peers.keys())
                 raise RankLost(missing[0], 0, f"has not called within {timeout_s:.0f} s")
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            rank = self._greet(connection)
-            if rank is None or rank in peers or rank >= num_ranks:
+            peer = self._greet(connection)
+            if peer is None or peer.rank in peers or peer.rank not in ranks:
                 connection.close()
             else:
-                peers[rank] = RankPeer(rank, connection)
-        return [peers[rank] for rank in range(num_ranks)]
+                peers[peer.rank] = peer
+        return [peers[rank] for rank in sorted(ranks)]
 
     def close(self) -> None:
         """Accept no more."""
         self._listener.close()
 
-    def _greet(self, connection: socket.socket) -> int | None:
-        """The number of a rank that knows the secret; None for anybody else."""
+    def _greet(self, connection: socket.socket) -> RankPeer | None:
+        """A rank that knows the secret; None for anybody else."""
         until = time.monotonic() + _GREETING_S
         connection.settimeout(_GREETING_S)
         nonce = secrets.token_bytes(16)
-        decoder: FrameDecoder[Hello] = FrameDecoder(Hello)
+        decoder: FrameDecoder[Any] = FrameDecoder(FromRank)
         try:
             connection.sendall(encode(Challenge(nonce)))
-            hellos: list[Hello] = []
-            while not hellos:
+            frames: list[Any] = []
+            while not frames:
                 data = connection.recv(_CHUNK)
                 if not data or time.monotonic() > until:
                     return None
-                hellos = decoder.feed(data)
+                frames = decoder.feed(data)
         except (OSError, FrameError):
             return None
-        hello = hellos[0]
-        if hello.role != ROLE or not hello.name.isdigit() or not proven(self.secret, nonce, hello):
+        hello, *early = frames
+        if (
+            not isinstance(hello, Hello)
+            or hello.role != ROLE
+            or not hello.name.isdigit()
+            or not proven(self.secret, nonce, hello)
+        ):
             return None
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return int(hello.name)
+        return RankPeer(int(hello.name), connection, decoder, early)
+
+
+class Starter(Protocol):
+    """Who has started the ranks (`engine.rank_startup`)."""
+
+    def close(self, *, force: bool) -> None:
+        """End them, by force or when they have left by themselves."""
 
 
 class RankGroup:
     """The ranks of one replica, connected. Not thread-safe; `progress` may be read from anywhere.
 
-    `processes`: by rank; `spawner` has started them. `timeout_s`: a step in which nothing moves for so long is lost.
+    `processes`: by rank. `timeout_s`: a step in which nothing moves for so long is lost.
     """
 
-    def __init__(
-        self,
-        peers: list[RankPeer],
-        processes: Sequence[RankProcess],
-        spawner: RankSpawner,
-        store: object,
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, peers: list[RankPeer], processes: list[RankProcess], starter: Starter, timeout_s: float) -> None:
         self.progress = StepProgress()
         self._peers = peers
         self._processes = processes
-        self._spawner = spawner
-        self._store = store  # where ranks meet; it ends with the group
+        self._starter = starter
         self._timeout_s = timeout_s
+        self._generation = 0
+        self._whole_by: float | None = None  # until then the group must be whole again
         self._sampled: list[tuple[int, int]] = []
         self._step = 0
         self._is_broken = False
         self._heard: deque[tuple[RankPeer, Any]] = deque()
         self._selector = selectors.DefaultSelector()
         for peer in peers:
-            self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+            self._listen(peer)
 
     @property
     def pids(self) -> list[int]:
@@ -169,10 +180,7 @@ class RankGroup:
         """Send a message to all ranks."""
         data = encode(frame)
         for peer in self._peers:
-            try:
-                peer.connection.sendall(data)
-            except OSError:
-                self._lose(peer, "its connection has broken")
+            self._send(peer, data)
 
     def hear(self, patience_s: float | None = None) -> Iterator[tuple[RankPeer, Any]]:
         """Messages of the ranks as they come, except their beats.
@@ -189,16 +197,63 @@ class RankGroup:
             for key, _ in self._selector.select(_TICK_S):
                 self._read(key.data)
             now = time.monotonic()
+            if self._whole_by is not None and now > self._whole_by:
+                self._lose(max(self._peers, key=lambda peer: peer.silent_s), "takes too long to be there again")
             if now - looked_at >= _TICK_S:
                 looked_at = now
                 self._look_about(patience_s)
+
+    @property
+    def ended(self) -> list[int]:
+        """Ranks whose process has ended."""
+        return [rank for rank, process in enumerate(self._processes) if process.exit_code() is not None]
+
+    def look(self) -> None:
+        """Between two steps: raises `RankLost` when a process has ended."""
+        for rank in self.ended:
+            self._lose(self._peers[rank], "it has ended")
+
+    def abandon(self, lost: Collection[int], generation: int, whole_by: float) -> None:
+        """End the lost ranks by force, let the others leave the group and begin again.
+
+        `admit` and `be_whole` must follow, by that time (of `time.monotonic`).
+        """
+        self._generation, self._whole_by = generation, whole_by
+        self._sampled = []
+        self._heard.clear()
+        for rank in lost:
+            self._processes[rank].kill()
+            self._selector.unregister(self._peers[rank].connection)
+            self._peers[rank].connection.close()
+        for peer in self._peers:
+            if peer.rank not in lost:
+                self._send(peer, encode(Abandon(generation)))
+
+    def admit(self, peer: RankPeer, process: RankProcess) -> None:
+        """Another process is this rank from now on."""
+        self._peers[peer.rank], self._processes[peer.rank] = peer, process
+        self._listen(peer)
+
+    def be_whole(self) -> None:
+        """All are there again, and can compute."""
+        self._is_broken, self._whole_by = False, None
 
     def close(self) -> None:
         """End the ranks."""
         self._selector.close()
         for peer in self._peers:
             peer.connection.close()
-        self._spawner.close(force=self._is_broken)
+        self._starter.close(force=self._is_broken)
+
+    def _send(self, peer: RankPeer, data: bytes) -> None:
+        try:
+            peer.connection.sendall(data)
+        except OSError:
+            self._lose(peer, "its connection has broken")
+
+    def _listen(self, peer: RankPeer) -> None:
+        self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+        self._take(peer, peer.early)
 
     def _read(self, peer: RankPeer) -> None:
         try:
@@ -212,7 +267,14 @@ class RankGroup:
             frames = peer.decoder.feed(data)
         except FrameError as error:
             self._lose(peer, str(error))
+        self._take(peer, frames)
+
+    def _take(self, peer: RankPeer, frames: Sequence[Any]) -> None:
         for frame in frames:
+            if isinstance(frame, Here):
+                peer.generation = frame.generation
+            if peer.generation not in (None, self._generation):
+                continue  # it has not heard yet that its group was given up
             if isinstance(frame, Broken):
                 self._blame(peer, frame)
             if isinstance(frame, Beat):

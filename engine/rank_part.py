@@ -12,9 +12,17 @@ import torch
 
 from parallel.layout import RankLayout
 from parallel.process_group import RankGroups
-from parallel.stage_cut import PipeLink, StageCut, StagePipe, cut_stage, join_stage, leave_one_layer
+from parallel.stage_cut import (
+    PipeLink,
+    RehearsedPipe,
+    StageCut,
+    StagePipe,
+    cut_stage,
+    join_stage,
+    leave_one_layer,
+)
 from parallel.tensor_cut import TensorCut, cut_tensors, join_layers, reduce_outputs
-from parallel.tensor_group import GroupLink
+from parallel.tensor_group import GroupLink, Rehearsal
 
 
 class RankPart:
@@ -28,6 +36,7 @@ class RankPart:
         self.tensor_cut = TensorCut(self._position.tp_rank, layout.tensor_parallel)
         self.stage_cut: StageCut | None = None
         self._piece: int | None = None
+        self._is_summed = False
 
     @property
     def is_whole(self) -> bool:
@@ -65,12 +74,19 @@ class RankPart:
         join_stage(model, self.stage_cut, self._pipe, dtype, device)
 
     def connect(self, model: Any, groups: RankGroups) -> None:
-        """From now on the model computes together with its group; after fusing and packing."""
-        reduce_outputs(model, self.tensor_cut, self._tensors)
+        """From now on the model computes together with its group; after fusing and packing. Again after `let_go`."""
+        if not self._is_summed:
+            reduce_outputs(model, self.tensor_cut, self._tensors)
+            self._is_summed = True
         if groups.tensor is not None:
             self._tensors.group = groups.tensor
         if groups.pipe is not None:
             self._pipe.pipe = groups.pipe
+
+    def let_go(self) -> None:
+        """The group is lost: hold it no longer, and rehearse until the next one."""
+        self._tensors.group = Rehearsal(self._tensors.group.rank, self._tensors.group.size)
+        self._pipe.pipe = RehearsedPipe()
 
     @contextmanager
     def beside(self, neighbours: StagePipe) -> Iterator[None]:

@@ -1,24 +1,31 @@
 """One rank of a replica: `python -m engine.rank_process`, started and told all by `engine.rank_spawn`.
 
-It loads its part of the model, meets its group, and computes the plans that the driver sends until the connection
-ends. It never outlives its driver.
+It meets its group, loads its part of the model, and computes the plans that the driver sends until the connection
+ends. When another rank is lost it keeps its part and meets the next generation of the group. It never outlives its
+driver. Called with `--spare` it imports what it needs before it waits to be told which rank it is.
 """
 
 import ctypes
+import gc
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from engine.openmp import wait_briefly
 from engine.rank_frames import (
+    SPARE,
+    Abandon,
     Allocate,
     Beat,
+    Broken,
     Done,
     DriverConnection,
     DriverGone,
@@ -33,7 +40,6 @@ from engine.rank_frames import (
     broken_by,
     read_start,
 )
-from engine.step_progress import StepProgress
 from parallel.cores import CoreShare
 from parallel.gpus import VISIBLE, visible_to_rank
 
@@ -47,6 +53,9 @@ def main() -> int:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the driver decides
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    wait_briefly()  # before torch brings OpenMP
+    if SPARE in sys.argv:
+        _import_what_computes()
     try:
         start = read_start(sys.stdin.buffer)
         if os.getppid() != start.parent_pid:
@@ -58,21 +67,26 @@ def main() -> int:
     rank = None
     try:
         rank = _Rank(start, connection)
-        rank.meet()
-        rank.load()
-        rank.serve()
+        rank.run()
     except DriverGone:
         pass
     except BaseException as error:
         log.exception("rank %d ends", start.rank)
         step = rank.step if rank is not None else 0
-        connection.send(broken_by(error, step))
+        with suppress(OSError):
+            connection.send(broken_by(error, step))
         return 1
     finally:
         sys.stderr.flush()
         if rank is not None:
             rank.leave()
     return 0
+
+
+def _import_what_computes() -> None:
+    """Takes seconds, which are spent before they count."""
+    for module in ("engine.model_start", "engine.rank_facts", "engine.kernels.shared_group"):
+        importlib.import_module(module)
 
 
 def _die_with_parent() -> None:
@@ -96,15 +110,13 @@ class _Rank:
         self._cores = CoreShare(start.cores, start.num_threads) if start.cores else None
         if self._cores is not None:
             self._cores.pin_thread()
-        wait_briefly()  # before torch brings OpenMP
         if start.config.device != "cpu":
-            os.environ[VISIBLE] = visible_to_rank(start.gpu, os.environ)  # likewise
+            os.environ[VISIBLE] = visible_to_rank(start.gpu, os.environ)  # before torch looks for devices
         import torch
 
         from engine.checkpoint import read_checkpoint
         from engine.device_choice import choose_device
         from engine.kernels.library import load_kernels
-        from engine.rank_facts import read_facts
         from engine.rank_part import RankPart
         from parallel.layout import RankLayout
         from parallel.process_group import Progress
@@ -115,9 +127,13 @@ class _Rank:
         self._kernels = load_kernels() if self._device.type == "cpu" else None
         self._part = RankPart(RankLayout(start.tensor_parallel, start.pipeline_parallel), start.rank)
         self._checkpoint = read_checkpoint(Path(start.folder), start.model)
-        connection.send(Here(read_facts(start, self._checkpoint, self._device, self._kernels)))
+        self._generation = start.generation
+        self._loaded: Loaded | None = None
+        self._model: Any = None
+        self._cache: Any = None
         self._groups: Any = None
         self._runner: Any = None
+        self._computing = threading.Event()
 
     @property
     def step(self) -> int:
@@ -129,8 +145,20 @@ class _Rank:
         if self._groups is not None:
             self._groups.abort()
 
-    def meet(self) -> None:
-        """Join the others by the way that the driver has chosen, and measure it."""
+    def run(self) -> None:
+        """Compute in one generation of the group after another. Raises `DriverGone` at the end."""
+        threading.Thread(target=self._report, daemon=True).start()
+        while True:
+            self._meet()
+            self._get_ready()
+            self._generation = self._serve().generation
+
+    def _meet(self) -> None:
+        """Say what this rank is, join the others by the way that the driver has chosen, and measure it."""
+        from engine.rank_facts import read_facts
+
+        facts = read_facts(self._start, self._checkpoint, self._device, self._kernels)
+        self._connection.send(Here(self._generation, facts))
         while not isinstance(call := self._connection.receive(), Meet):
             self._connection.send(Pong(time.time()))
         from engine.kernels.shared_group import join_shared_memory
@@ -147,7 +175,7 @@ class _Rank:
         if mine is Transport.NCCL:
             for name, value in nccl_environment(start.address, start.timeout_s, addresses_by_interface()).items():
                 os.environ.setdefault(name, value)
-        store = reach_store(start.host, start.store_port, start.generation, start.timeout_s)
+        store = reach_store(start.host, start.store_port, self._generation, start.timeout_s)
         self._groups = join_groups(
             store, layout, start.rank, host=start.address, transport=call.pipe, device=self._device,
             join_tensor_group=by_memory, **waits,
@@ -156,51 +184,85 @@ class _Rank:
         speeds = measure_rank(self._groups, layout, start.rank, self._device, measures_mates=measures_mates)
         self._connection.send(Met(speeds))
 
-    def load(self) -> None:
+    def _get_ready(self) -> None:
         """The part of the model, when all have met; then the cache, when all have loaded."""
-        from engine.model_start import build_runner, count_fitting_blocks, load_part
+        from engine.model_start import build_cache, build_runner
 
         self._connection.receive()
-        start, config = self._start, self._start.config
-        loaded, limit = load_part(self._checkpoint, config, self._device, self._kernels, self._part)
-        num_blocks = count_fitting_blocks(loaded, config, limit, start.num_sharing)
-        weights = (tensor.nbytes for tensor in (*loaded.module.parameters(), *loaded.module.buffers()))
-        dtype = str(loaded.dtype).removeprefix("torch.")
-        self._connection.send(Loaded(dtype, str(self._device), loaded.vocab_size, limit, num_blocks, sum(weights)))
+        self._loaded = self._loaded or self._load()
+        self._connection.send(self._loaded)
         order: Allocate = self._connection.receive()  # comes when all have loaded
-        self._part.connect(loaded.module, self._groups)
+        self._part.connect(self._model.module, self._groups)
+        config = self._start.config
+        if self._cache is None:
+            self._cache = build_cache(self._model, config, order.num_blocks)
+        else:
+            self._cache.clear()
         self._runner = build_runner(
-            loaded, self._kernels, config, num_blocks=order.num_blocks, max_model_len=order.max_model_len,
-            cores=self._cores,
-        )  # fmt: skip
+            self._model, self._cache, self._kernels, config, max_model_len=order.max_model_len, cores=self._cores
+        )
         self._connection.send(Ready(self._runner.attention_name))
 
-    def serve(self) -> None:
-        """Compute what comes. Raises `DriverGone` at the end."""
-        runner, place, connection = self._runner, self._place, self._connection
-        computing = threading.Event()
-        threading.Thread(target=self._report, args=(computing, runner.progress), daemon=True).start()
+    def _load(self) -> Loaded:
+        from engine.model_start import count_fitting_blocks, load_part
+
+        config = self._start.config
+        loaded, limit = load_part(self._checkpoint, config, self._device, self._kernels, self._part)
+        num_blocks = count_fitting_blocks(loaded, config, limit, self._start.num_sharing)
+        weights = (tensor.nbytes for tensor in (*loaded.module.parameters(), *loaded.module.buffers()))
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        self._model = loaded
+        return Loaded(dtype, str(self._device), loaded.vocab_size, limit, num_blocks, sum(weights))
+
+    def _serve(self) -> Abandon:
+        """Compute what comes until the group is lost, and leave it. Raises `DriverGone`."""
+        end: Any = self._compute_plans()
+        self._groups = self._runner = None
+        self._part.let_go()
+        gc.collect()  # with the last reference to a gloo group, those that wait for this rank in it go free
+        if isinstance(end, Broken):
+            self._connection.send(end)
+        while not isinstance(end, Abandon):
+            end = self._connection.receive()
+        return end
+
+    def _compute_plans(self) -> Abandon | Broken:
+        """Until the driver gives the group up, or a collective fails."""
+        from parallel.process_group import CollectiveFailed
+
+        runner, place, connection, computing = self._runner, self._place, self._connection, self._computing
         samples = runner.samples
-        while True:
-            order: Execute = connection.receive()
+        while isinstance(order := connection.receive(), Execute):
             place.step = order.plan.step
             computing.set()
-            runner.learn_tokens(order.sampled)
-            result = runner.execute(order.plan)
-            computing.clear()
+            try:
+                runner.learn_tokens(order.sampled)
+                result = runner.execute(order.plan)
+            except CollectiveFailed as error:
+                return broken_by(error, place.step)
+            finally:
+                computing.clear()
             if samples:
                 connection.send(Done(result))
+        return cast(Abandon, order)
 
-    def _report(self, computing: threading.Event, progress: StepProgress) -> None:
-        pause = threading.Event()
+    def _report(self) -> None:
+        """Beat while steps are computed and once afterwards, and hear whether they are still of use."""
         while True:
-            computing.wait()
-            pause.wait(BEAT_S)
-            place, is_idle = self._place, not computing.is_set()
+            self._computing.wait()
+            time.sleep(BEAT_S)
             try:
-                self._connection.send(Beat(place.step, progress.count, place.collective, place.inside, is_idle))
+                self._beat()
             except OSError:
                 return  # the driver is gone
+
+    def _beat(self) -> None:
+        place, is_idle, groups, runner = self._place, not self._computing.is_set(), self._groups, self._runner
+        if runner is not None:
+            count = runner.progress.count
+            self._connection.send(Beat(place.step, count, place.collective, place.inside, is_idle))
+            if self._connection.is_abandoned():
+                groups.abort()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import msgspec
 
 from engine.checkpoint import find_checkpoint
 from engine.framing import encode
-from engine.rank_frames import RankStart
+from engine.rank_frames import SPARE, RankStart
 from parallel.cores import CoreShare
 from parallel.layout import RankLayout
 
@@ -59,7 +59,10 @@ class RankSpawner(Protocol):
         """
 
     def start(self, stage: int, start: RankStart) -> RankProcess:
-        """One more process where this stage runs, at any time. Raises OSError."""
+        """One more process where this stage runs, at any time; a spare, if there is one. Raises OSError."""
+
+    def keep_spares(self, count: int) -> None:
+        """On each host let so many processes import what a rank needs, and wait to be started. Raises OSError."""
 
     def close(self, *, force: bool = False) -> None:
         """End all that were started: they leave when their input ends; by force after a while, or at once."""
@@ -71,6 +74,12 @@ class HostProcess:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self.pid = process.pid
+
+    def begin(self, start: RankStart) -> None:
+        """Tell it all. Raises OSError."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(encode(msgspec.structs.replace(start, parent_pid=os.getpid())))
+        self._process.stdin.flush()
 
     def exit_code(self) -> int | None:
         """See `RankProcess`."""
@@ -104,6 +113,7 @@ class HostSpawner:
     def __init__(self, places: Sequence[StagePlace]) -> None:
         self.places = places
         self._processes: list[HostProcess] = []
+        self._spares: list[HostProcess] = []
         self._guard = ThreadPoolExecutor(1, "rank-guard")
 
     def find_model(self, model: str) -> Path:
@@ -114,7 +124,22 @@ class HostSpawner:
 
     def start(self, stage: int, start: RankStart) -> HostProcess:
         """See `RankSpawner`."""
-        process = self._guard.submit(_launch, msgspec.structs.replace(start, parent_pid=os.getpid())).result()
+        self._drop_dead_spares()
+        process = self._spares.pop(0) if self._spares else self._launch()
+        process.begin(start)
+        return process
+
+    def keep_spares(self, count: int) -> None:
+        """See `RankSpawner`."""
+        self._drop_dead_spares()
+        while len(self._spares) < count:
+            self._spares.append(self._launch(SPARE))
+
+    def _drop_dead_spares(self) -> None:
+        self._spares = [spare for spare in self._spares if spare.exit_code() is None]
+
+    def _launch(self, *options: str) -> HostProcess:
+        process = self._guard.submit(_launch, *options).result()
         self._processes.append(process)
         return process
 
@@ -128,15 +153,11 @@ class HostSpawner:
         self._guard.shutdown()
 
 
-def _launch(start: RankStart) -> HostProcess:
+def _launch(*options: str) -> HostProcess:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "engine.rank_process"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
-    assert process.stdin is not None
-    process.stdin.write(encode(start))
-    process.stdin.flush()
-    return HostProcess(process)
+    command = [sys.executable, "-m", "engine.rank_process", *options]
+    return HostProcess(subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}))
 
 
 def on_this_host(layout: RankLayout, cores: Sequence[CoreShare] = (), num_sharing: int = 1) -> HostSpawner:

@@ -117,12 +117,15 @@ class Scheduler:
     def hand_back(self, why: str = "") -> list[TokenChunk]:
         """End everything here so that another engine goes on. Returns each request's last chunk.
 
-        `why` says what this engine died of, so that no result will come; empty: it is well, but is to end.
+        `why` says what its ranks died of: no result will come, and no block holds anything; empty: all is well.
         """
+        sequences = list(self._by_request.values())
+        chunks = [chunk for sequence in sequences for chunk in self._end_early(sequence, FinishReason.MIGRATE, why)]
         if why:
             self._in_flight.clear()
-        sequences = list(self._by_request.values())
-        return [chunk for sequence in sequences for chunk in self._end_early(sequence, FinishReason.MIGRATE, why)]
+            self._dropped_ids.clear()
+            self._kv.forget_all()
+        return chunks
 
     @property
     def num_in_flight(self) -> int:
@@ -346,10 +349,8 @@ class Scheduler:
         self._dropped_ids.append(sequence.sequence_id)
 
     def _last_chunk(self, sequence: Sequence, finish: FinishReason, error: str) -> TokenChunk:
-        request = sequence.request
-        return TokenChunk(
-            request.request_id, request.attempt, sequence.num_output_tokens, [], finish=finish, error=error
-        )
+        asked = sequence.request
+        return TokenChunk(asked.request_id, asked.attempt, sequence.num_output_tokens, [], finish=finish, error=error)
 
     def wake_at(self) -> float | None:
         """When to schedule again though nothing arrives (a batch that closes by time)."""

@@ -1,6 +1,7 @@
 """From a model's name to an engine that is ready: download, compile, load, warm up, each timed and reported."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,9 +18,10 @@ from engine.kernels.library import Kernels, load_kernels
 from engine.kv_cache import fit_model_len
 from engine.model_loader import LoadedModel
 from engine.model_runner import ModelRunner
-from engine.model_start import build_runner, count_fitting_blocks, load_part
+from engine.model_start import build_cache, build_runner, count_fitting_blocks, load_part
 from engine.phases import Phases, Progress
 from engine.rank_part import RankPart
+from engine.rank_rebuild import RankRebuild
 from engine.rank_spawn import RankSpawner, on_this_host
 from engine.rank_startup import start_rank_group
 from engine.scheduler import Scheduler
@@ -69,12 +71,15 @@ def start_engine_of_ranks(
     *,
     spawner: RankSpawner | None = None,
     rank_timeout_s: float = RANK_TIMEOUT_S,
+    num_spares: int = 0,
     progress: Progress | None = None,
 ) -> tuple[EngineCore, EngineInfo]:
     """The same with a process for each rank of `layout`, started by `spawner` (default: on any cores of this host).
 
-    The executor's `close` ends the ranks. Raises `RankLost` too.
+    `num_spares`: more processes on each host, ready to take the place of a lost rank. The executor's `close` ends all.
+    Raises `RankLost` too.
     """
+    began = time.monotonic()
     spawner = spawner or on_this_host(layout)
     phases = Phases(progress)
     with phases.phase("download"):
@@ -83,15 +88,17 @@ def start_engine_of_ranks(
         if device_of_ranks(config.device).type == "cpu":
             load_kernels()  # once, not in each rank
     checkpoint = read_checkpoint(path, model)
-    group, info = start_rank_group(checkpoint, config, layout, spawner, rank_timeout_s, phases)
+    group, starter, info = start_rank_group(checkpoint, config, layout, spawner, rank_timeout_s, phases)
     try:
         with phases.phase("warm_up"):
             _warm_up(group, info, model, config, group.progress)
+        info = msgspec.structs.replace(info, startup_s=phases.seconds)
+        start_s = time.monotonic() - began
+        rebuild = RankRebuild(group, starter, info, num_spares=num_spares, start_s=start_s)
     except BaseException:
         group.close()
         raise
-    info = msgspec.structs.replace(info, startup_s=phases.seconds)
-    return EngineCore(Scheduler(config, info), group, group.progress), info
+    return EngineCore(Scheduler(config, info), group, group.progress, rebuild), info
 
 
 def _warm_up(
@@ -131,7 +138,8 @@ def _build(
     """The cache, as large as memory allows, and the runner around it."""
     num_blocks = count_fitting_blocks(loaded, config, limit, num_replicas)
     max_model_len = fit_model_len(config, model_limit=limit, num_blocks=num_blocks)
-    runner = build_runner(loaded, kernels, config, num_blocks=num_blocks, max_model_len=max_model_len, cores=cores)
+    cache = build_cache(loaded, config, num_blocks)
+    runner = build_runner(loaded, cache, kernels, config, max_model_len=max_model_len, cores=cores)
     info = EngineInfo(
         model_path=str(checkpoint.path),
         architecture=checkpoint.architecture,

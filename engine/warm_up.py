@@ -10,6 +10,7 @@ from engine.step import NewSequence, ScheduledSequence, StepPlan
 from engine.step_progress import StepProgress
 
 _MAX_PREFILL = 256
+_SHORT_PREFILL = 16
 _PARAMS = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
 
 
@@ -21,6 +22,13 @@ def warm_up(executor: StepExecutor, info: EngineInfo, max_batched_tokens: int) -
     for num_sequences in sorted(sizes):
         finite &= _run(executor, info, num_sequences=num_sequences, context_len=prompt_len, num_tokens=1)
     return finite
+
+
+def warm_up_briefly(executor: StepExecutor, info: EngineInfo) -> bool:
+    """A short prompt and one decode step, for ranks of which some are new; whether all logits were finite."""
+    prompt_len = max(1, min(_SHORT_PREFILL, info.max_model_len - 1))
+    finite = _run(executor, info, num_sequences=1, context_len=prompt_len, num_tokens=prompt_len)
+    return finite & _run(executor, info, num_sequences=1, context_len=prompt_len, num_tokens=1)
 
 
 def measure_patience(executor: StepExecutor, info: EngineInfo, max_batched_tokens: int, progress: StepProgress) -> None:

@@ -111,7 +111,10 @@ class TorchGroup:
         self.wait(f"receive from part {peer}", self._group.recv([tensor], peer, 0))
 
     def abort(self) -> None:
-        """See `PointToPoint`."""
+        """See `TensorGroup`. gloo can not: its waits end when the other process, or its end of the group, is gone.
+
+        So who is freed should let go of its groups, which frees those that wait for it.
+        """
         self._group.abort()
 
     def wait(self, what: str, work: Work) -> None:
@@ -177,7 +180,7 @@ class RankGroups:
 
     def abort(self) -> None:
         """End what is under way: a rank that leaves must not wait for one that is gone."""
-        for group in (self.mates, self.column):
+        for group in (self.mates or self.tensor, self.column):
             if group is not None:
                 group.abort()
 

@@ -24,6 +24,9 @@ class TensorGroup(Protocol):
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         """The same at rank 0 alone; None at the others."""
 
+    def abort(self) -> None:
+        """A rank is lost: end what is under way, and wait for nobody. From any thread."""
+
 
 class Sending(Protocol):
     """A tensor under way."""
@@ -45,7 +48,7 @@ class PointToPoint(Protocol):
         """Fill the tensor with what that rank of the group sends."""
 
     def abort(self) -> None:
-        """End what is under way, and wait for nobody."""
+        """See `TensorGroup`."""
 
 
 class Rehearsal:
@@ -65,6 +68,9 @@ class Rehearsal:
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
         """See `TensorGroup`."""
         return self.all_gather(part) if self.rank == 0 else None
+
+    def abort(self) -> None:
+        """See `TensorGroup`."""
 
 
 class GroupLink:

@@ -124,8 +124,8 @@ WASTED_TOKENS = _counter(
 BREAKER_TRIPS = _counter(Source.SHARD, "breaker_trips", "model", "Times that a replica's circuit breaker opened.")
 REPLICAS = _gauge(
     Source.SHARD, "replicas", "model state",
-    "Replicas announced to the shard: `serving`, `draining`, `silent` (no report for a second), `open` or `half_open` "
-    "(their breaker).",
+    "Replicas announced to the shard: `serving`, `draining`, `rebuilding` (a lost rank is replaced), `silent` (no "
+    "report for a second), `open` or `half_open` (their breaker).",
 )  # fmt: skip
 CONDEMNED = _gauge(Source.SHARD, "condemned_requests", "", "Requests refused for a while, for they end replicas.")
 GATEWAYS = _gauge(Source.SHARD, "gateways", "", "Gateways connected to the shard.")
@@ -150,6 +150,7 @@ ENGINE_PROMPT_TOKENS = _counter(
 ENGINE_CACHED_TOKENS = _counter(Source.REPLICA, "engine_cached_tokens", "model", "Of those, found in the prefix cache.")
 ENGINE_OUTPUT_TOKENS = _counter(Source.REPLICA, "engine_output_tokens", "model", "Tokens sampled, of every attempt.")
 REPORT_AGE = _gauge(Source.REPLICA, "report_age_seconds", "model", "Time since the replica last reported.")
+REBUILDS = _counter(Source.REPLICA, "rebuilds", "model", "Times that lost ranks of the replica were replaced.")
 STARTUP_TIME = _gauge(Source.REPLICA, "startup_seconds", "model phase", "How long each phase of the start took.")
 
 _GPU = " Only where NVML (the extra `gpu`) can read it."

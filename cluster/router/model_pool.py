@@ -188,12 +188,12 @@ class ModelPool:
         self._held.release(replica)
         return replica is not None
 
-    def drain(self, replica_id: str) -> bool:
+    def drain(self, replica_id: str, comes_back: bool = False) -> bool:
         """No more grants to it; whether it is known."""
         replica = self.fleet.replicas.get(replica_id)
         if replica is None:
             return False
-        replica.is_draining = True
+        replica.is_draining, replica.comes_back = True, comes_back
         self._held.release(replica)
         self.fleet.refresh(replica)
         return True

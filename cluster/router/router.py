@@ -18,6 +18,7 @@ from cluster.frames import (
     Drain,
     Ended,
     Enqueue,
+    Leave,
     ReplicaDown,
     ReplicaInfo,
     ReplicaUp,
@@ -140,10 +141,10 @@ class Router:
         if known is not None:
             known.gpus = vitals.gpus
 
-    def on_leave(self, replica: ReplicaInfo, now: float) -> Outbox:
-        """The replica drains: no more grants to it; what it runs goes on."""
+    def on_leave(self, replica: ReplicaInfo, leave: Leave, now: float) -> Outbox:
+        """No more grants to the replica; what it runs goes on."""
         pool = self._pool(replica.model)
-        return pool.dispatch(now) if pool.drain(replica.replica_id) else []
+        return pool.dispatch(now) if pool.drain(replica.replica_id, leave.comes_back) else []
 
     def on_replica_lost(self, replica: ReplicaInfo) -> Outbox:
         """Its grants and streams are the gateways' to move: they see its connection end."""
@@ -201,6 +202,7 @@ class Router:
                     "credit_blocks": replica.credit_blocks,
                     "breaker": str(pool.fleet.breakers.state(replica.replica_id)),
                     "is_draining": replica.is_draining,
+                    "comes_back": replica.comes_back,
                     "report_age_s": now - replica.reported_at,
                 }
                 for pool in self._pools.values()

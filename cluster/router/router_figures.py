@@ -10,8 +10,8 @@ from cluster.router.router import Router
 from cluster.routing.replica_state import ReplicaState
 
 SILENT_S = 1.0  #: a replica reports ten times a second
-SERVING, DRAINING, SILENT = "serving", "draining", "silent"
-STATES = (SERVING, DRAINING, SILENT, "open", "half_open")
+SERVING, DRAINING, REBUILDING, SILENT = "serving", "draining", "rebuilding", "silent"
+STATES = (SERVING, DRAINING, REBUILDING, SILENT, "open", "half_open")
 
 
 def shard_snapshot(router: Router, number: int, num_gateways: int, now: float) -> Snapshot:
@@ -40,7 +40,7 @@ def shard_snapshot(router: Router, number: int, num_gateways: int, now: float) -
 def _state(pool: ModelPool, replica: ReplicaState, now: float) -> str:
     """What keeps requests from it, if anything does."""
     if replica.is_draining:
-        return DRAINING
+        return REBUILDING if replica.comes_back else DRAINING
     if now - replica.reported_at > SILENT_S:
         return SILENT
     breaker = str(pool.fleet.breakers.state(replica.replica_id))
@@ -53,6 +53,7 @@ def replica_snapshot(replica: ReplicaState, now: float) -> Snapshot:
     age_s = now - replica.reported_at
     families.add(declared.REPORT_AGE, age_s, model)
     families.add(declared.KV_CAPACITY, engine.kv_cache_tokens, model)
+    families.add(declared.REBUILDS, engine.num_rebuilds, model)
     for phase, seconds in engine.startup_s.items():
         families.add(declared.STARTUP_TIME, seconds, model, phase)
     load = replica.load

@@ -34,6 +34,7 @@ class ReplicaState:
     load: EngineLoad | None = None  #: None until the first report: no credit yet
     granted: dict[Key, Granted] = field(default_factory=dict)
     is_draining: bool = False
+    comes_back: bool = False  #: it drains no stream, it is being rebuilt
     reserved_for: Waiting | None = None  #: nobody else is granted meanwhile
     gpus: list[GpuReading] = field(default_factory=list)
     last_turn: int = 0  #: number of the last grant to it, among all grants

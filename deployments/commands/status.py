@@ -79,9 +79,12 @@ def _replica_row(replica: dict[str, Any], with_host: bool) -> list[str]:
 
 
 def _state(replica: dict[str, Any]) -> str:
-    """What keeps requests from it, if anything does."""
+    """What keeps requests from it, if anything does; words of seven letters at most, to fit."""
     if replica["is_draining"]:
-        return "draining"
+        return "rebuild" if replica["comes_back"] else "drains"
     if replica["report_age_s"] > SILENT_S:
         return f"silent for {replica['report_age_s']:.0f} s"
-    return "serving" if replica["breaker"] == "closed" else f"breaker {replica['breaker']}"
+    if replica["breaker"] != "closed":
+        return f"breaker {replica['breaker']}"
+    num_rebuilds = replica["engine"]["num_rebuilds"]
+    return f"serving\nrebuilt {num_rebuilds}x" if num_rebuilds else "serving"

@@ -98,6 +98,7 @@ _SIGNATURES = {
     "manta_shared_bytes": "i",
     "manta_shared_all_reduce": "iipiipli",
     "manta_shared_gather": "piippli",
+    "manta_shared_abort": "p",
 }
 #: Those that return an int.
 _ANSWERING = frozenset(

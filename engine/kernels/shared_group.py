@@ -15,6 +15,7 @@ from engine.kernels.library import Kernels, thread_count
 from parallel.process_group import CollectiveFailed, Progress
 
 _DTYPES = (torch.bfloat16, torch.float32)
+_ABORTED = -1  # kAborted in native/shared_group.h
 
 
 class SharedMemoryGroup:
@@ -83,11 +84,16 @@ class SharedMemoryGroup:
         self._progress.inside = what
 
     def end(self, late: int) -> None:
-        """It has ended: 0, or 1 + the rank that has not come."""
+        """It has ended: 0, or 1 + the rank that has not come, or `_ABORTED`."""
         if late:
             what = f"{self._progress.inside} (number {self._progress.collective})"
-            raise CollectiveFailed(what, f"part {late - 1} of the stage has not come within {self._timeout_s:g} s")
+            why = f"part {late - 1} of the stage has not come within {self._timeout_s:g} s"
+            raise CollectiveFailed(what, "the group was aborted" if late == _ABORTED else why)
         self._progress.inside = ""
+
+    def abort(self) -> None:
+        """See `TensorGroup`."""
+        self._library.manta_shared_abort(self._address)
 
 
 def join_shared_memory(

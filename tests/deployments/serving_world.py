@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
+
 from cluster.config import RouterConfig
 from cluster.frames import ReplicaInfo
 from cluster.generation import RequestContext
@@ -17,11 +19,11 @@ from deployments.gateway_links import GatewayLinks
 from deployments.replica import Replica as ProductionReplica
 from deployments.router_link import RouterAddress, Shards
 from deployments.router_shard import RouterShard
-from engine.chain_executor import next_chain_token
+from engine.chain_executor import ChainExecutor, next_chain_token
 from engine.chain_startup import VOCAB_SIZE, start_chain_engine
 from engine.config import ChainConfig, EngineConfig, EngineInfo
 from engine.core import EngineCore
-from engine.errors import EngineDead
+from engine.errors import EngineDead, RankLost
 from engine.request import EngineLoad, GenerateRequest, SamplingParams, TokenChunk
 from engine.step import StepPlan, StepResult
 
@@ -38,6 +40,30 @@ def chain_engine(
         max_model_len=2048,
     )  # fmt: skip
     return start_chain_engine(config, ChainConfig(step_s=step_delay_s))
+
+
+def _lose_rank(plan: StepPlan) -> StepResult:
+    raise RankLost(1, plan.step, "it was killed")
+
+
+class _Rebuilder:
+    """Of a replica on the chain executor."""
+
+    def __init__(self, replica: "Replica", back: threading.Event) -> None:
+        self._replica, self._back = replica, back
+
+    def look(self) -> None:
+        """All are there."""
+
+    def may_begin(self, now: float) -> bool:
+        return True
+
+    def rebuild(self, lost: RankLost) -> EngineInfo:
+        assert self._back.wait(20.0)
+        replica = self._replica
+        replica.core.executor = ChainExecutor(VOCAB_SIZE, replica.info.num_blocks, replica.info.block_size, 0.002)
+        replica.info = msgspec.structs.replace(replica.info, rank_pids=(7, 8), num_rebuilds=1)
+        return replica.info
 
 
 class Replica(ProductionReplica):
@@ -69,6 +95,11 @@ class Replica(ProductionReplica):
             raise RuntimeError(why)
 
         self.core.executor.execute = fail  # type: ignore[method-assign]
+
+    def lose_rank(self, back: threading.Event) -> None:
+        """The next step loses a rank; once `back` is set the engine is whole, and empty."""
+        self.core.rebuilder = _Rebuilder(self, back)
+        self.core.executor.execute = _lose_rank  # type: ignore[method-assign]
 
     @contextmanager
     def stuck(self) -> Iterator[None]:

@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+import threading
+import time
 
 import msgspec
 import pytest
 
+from cluster.errors import PoisonRequest
 from cluster.frames import ReplicaUp, ToReplica
 from deployments.transport import FrameServer
 from engine.request import FinishReason, TokenChunk
@@ -53,6 +56,34 @@ async def test_streams_go_on_when_an_engine_dies() -> None:
         await until(lambda: world.replicas[0].died)
         world.replicas[0].links.close()
         await all_exact(asked)
+
+
+async def test_streams_go_on_when_a_replica_loses_a_rank_and_it_serves_again_once_that_is_replaced() -> None:
+    async with serving_world(num_replicas=2, max_num_seqs=32, step_delay_s=0.002) as world:
+        asked, back = ask_all(world), threading.Event()
+        await some_tokens(world, 0)
+        world.replicas[0].lose_rank(back)
+        await all_exact(asked)
+        states = {r["replica_id"]: r for r in world.shard.router.status(time.monotonic())["replicas"]}
+        assert (states["r0"]["comes_back"], states["r1"]["comes_back"]) == (True, False)
+        world.replicas[1].server.leave()
+        asked = ask_all(world)  # they wait for it
+        back.set()
+        await all_exact(asked)
+        r0 = world.dispatcher.replicas["r0"]
+        assert (r0.pids, r0.engine.num_rebuilds) == ([7, 8], 1)
+
+
+async def test_a_request_that_costs_two_ranks_is_poison_and_the_replicas_serve_on() -> None:
+    async with serving_world(num_replicas=2, step_delay_s=0.002) as world:
+        back = threading.Event()
+        back.set()
+        for replica in world.replicas:
+            replica.lose_rank(back)
+        with pytest.raises(PoisonRequest):
+            await world.generate(request("killer", [1, 2, 3], 20))
+        assert tokens_of(await world.generate(request("other", [4, 5], 20))) == chain([4, 5], 20)
+        assert not any(replica.died for replica in world.replicas)
 
 
 async def test_streams_go_on_when_a_replica_hands_them_back_and_takes_no_more() -> None:

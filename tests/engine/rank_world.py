@@ -17,7 +17,7 @@ from engine.kernels.library import Kernels
 from engine.kernels.shared_group import join_shared_memory
 from engine.model_loader import LoadedModel
 from engine.model_runner import ModelRunner
-from engine.model_start import build_runner, load_part
+from engine.model_start import build_cache, build_runner, load_part
 from engine.rank_part import RankPart
 from engine.scheduler import Scheduler
 from engine.step import StepPlan, StepResult
@@ -115,7 +115,8 @@ def threaded_engine(
     )
 
     def build(model: LoadedModel) -> ModelRunner:
-        return build_runner(model, kernels, config, num_blocks=num_blocks, max_model_len=max_model_len, cores=None)
+        cache = build_cache(model, config, num_blocks)
+        return build_runner(model, cache, kernels, config, max_model_len=max_model_len, cores=None)
 
     executor = ThreadedRanks([model for model, _ in loaded], build, shared)
     return EngineCore(Scheduler(config, info), executor)

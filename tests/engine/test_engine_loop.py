@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from engine.chain_executor import ChainExecutor
-from engine.config import EngineConfig
+from engine.config import EngineConfig, EngineInfo
 from engine.core import EngineCore
 from engine.engine_loop import EngineLoop
-from engine.errors import EngineDead, RequestRefused
+from engine.errors import EngineAway, EngineDead, RankLost, RequestRefused
 from engine.request import EngineLoad, FinishReason, TokenChunk
 from engine.scheduler import Scheduler
 from engine.step import StepPlan, StepResult
@@ -42,8 +42,9 @@ class Client:
         self.deaths: list[EngineDead] = []
         self.changed = threading.Condition()
         self.on_step_error: Exception | None = None
-        core = EngineCore(Scheduler(config, info), self)
-        self.loop = EngineLoop(core, self.on_step, self.on_dead, self.clock)
+        self.core = EngineCore(Scheduler(config, info), self)
+        self.rebuilds: list[EngineInfo | None] = []
+        self.loop = EngineLoop(self.core, self.on_step, self.on_dead, self.on_rebuild, self.clock)
 
     def clock(self) -> float:
         self.num_clock_reads += 1
@@ -73,6 +74,11 @@ class Client:
             self.chunks += chunks
             self.loads.append(load)
             self.threads.add(threading.current_thread().name)
+            self.changed.notify_all()
+
+    def on_rebuild(self, info: EngineInfo | None) -> None:
+        with self.changed:
+            self.rebuilds.append(info)
             self.changed.notify_all()
 
     def on_dead(self, dead: EngineDead) -> None:
@@ -200,6 +206,74 @@ def test_a_failing_executor_answers_everybody_and_ends_the_engine(client: Client
     client.loop.cancel("running")
     assert client.loop.close()
     assert client.num_closed == 1
+
+
+class Spares:
+    """A rebuilder that has some spares; each takes the place of the lost ranks when the gate is open."""
+
+    def __init__(self, client: Client, num_spares: int) -> None:
+        self.client, self.num_spares = client, num_spares
+        self.gate = threading.Event()
+        self.lost: list[RankLost] = []
+        self.is_lost_idle = False
+        client.core.rebuilder = self
+
+    def look(self) -> None:
+        if self.is_lost_idle:
+            self.is_lost_idle = False
+            raise RankLost(1, 0, "it has ended")
+
+    def may_begin(self, now: float) -> bool:
+        return len(self.lost) < self.num_spares
+
+    def rebuild(self, lost: RankLost) -> EngineInfo:
+        self.lost.append(lost)
+        assert self.gate.wait(PATIENCE_S)
+        self.client.error = None
+        self.client.chain = ChainExecutor(VOCAB_SIZE, 64, BLOCK_SIZE)  # empty
+        return engine_info(num_blocks=64)
+
+
+def test_when_a_rank_is_lost_all_goes_on_elsewhere_and_the_engine_comes_back_empty(client: Client) -> None:
+    spares = Spares(client, 1)
+    client.gate.clear()
+    client.loop.submit(generate("running", [1, 2, 3, 4, 5], max_tokens=100))
+    client.wait_for(lambda: client.loads != [])
+    client.loop.submit(generate("waiting", [3, 4], max_tokens=100))
+    client.error = lost = RankLost(1, 7, "it was killed")
+    client.gate.set()
+    client.wait_for(lambda: len(client.finishes()) == 2)
+    assert client.finishes() == {"running": FinishReason.MIGRATE, "waiting": FinishReason.MIGRATE}
+    assert all(chunk.error == str(lost) for chunk in client.chunks)
+    assert client.rebuilds == [None] and not client.loop.progress().is_busy
+    with pytest.raises(EngineAway, match="rank 1, step 7"):
+        client.loop.submit(generate("early", [1]))
+    client.loop.cancel("running")
+    spares.gate.set()
+    client.wait_for(lambda: len(client.rebuilds) == 2)
+    again = generate("again", [1, 2, 3, 4, 5], max_tokens=9)
+    client.loop.submit(again)
+    client.wait_for(lambda: "again" in client.finishes())
+    assert client.read("again") == chain_output(again)[0]
+    assert spares.lost == [lost] and client.loads[-1].num_cached_tokens == 0 and client.deaths == []
+
+
+def test_a_rank_that_ends_while_nothing_is_computed_is_replaced_too(client: Client) -> None:
+    spares = Spares(client, 1)
+    spares.gate.set()
+    spares.is_lost_idle = True
+    client.loop.submit(generate("a", [1, 2], max_tokens=2))
+    client.wait_for(lambda: len(client.rebuilds) == 2)
+    assert client.finishes() == {"a": FinishReason.LENGTH}
+
+
+def test_a_loss_that_is_not_worth_a_rebuild_ends_the_engine(client: Client) -> None:
+    spares = Spares(client, 0)
+    client.error = RankLost(0, 1, "once too often")
+    client.loop.submit(generate("a", [1, 2], max_tokens=2))
+    client.wait_for(lambda: client.deaths != [])
+    assert "once too often" in client.deaths[0].why and spares.lost == [] and client.rebuilds == []
+    assert client.finishes() == {"a": FinishReason.MIGRATE}
 
 
 def test_a_failing_callback_ends_the_engine_too(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""The driver's side of many ranks, against ranks that are threads, and one group of real processes."""
+"""The driver's side of many ranks, against ranks that are threads."""
 
 import os
 import queue
@@ -9,21 +9,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
 from engine.errors import BadCheckpoint, ConfigError, RankLost
 from engine.framing import Hello, encode
-from engine.rank_frames import Beat, Broken, Done, DriverConnection, DriverGone, broken_by
+from engine.rank_frames import (
+    COLLECTIVE_FAILED,
+    Abandon,
+    Beat,
+    Broken,
+    Done,
+    DriverConnection,
+    DriverGone,
+    Here,
+    broken_by,
+)
 from engine.rank_group import RankGroup, RankListener
-from engine.startup import start_engine, start_engine_of_ranks
+from engine.rank_preflight import hear_all
 from engine.step import SampledToken, StepPlan, StepResult
 from parallel.layout import LayoutError, RankLayout
 from tests.engine.rank_starts import rank_start
-from tests.engine.test_ranks import CONFIG, answers, arrivals
-from tests.engine.tiny_models import save_tiny_model
+from tests.parallel.test_preflight import FACTS
 
 PATIENCE_S = 0.5
 
@@ -38,7 +46,7 @@ class NoProcess:
         return self._code
 
 
-class NoSpawner:
+class NoStarter:
     """Nothing to start or to end."""
 
     def __init__(self) -> None:
@@ -53,13 +61,13 @@ class FakeRanks:
 
     def __init__(self, behave: Callable[[int, DriverConnection], None]) -> None:
         listener = RankListener("127.0.0.1")
-        self.spawner = NoSpawner()
+        self.starter = NoStarter()
         for rank in (1, 0):
             threading.Thread(target=self._run, args=(rank, listener, behave), daemon=True).start()
-        peers = listener.accept(2, 5.0, lambda: None)
+        peers = listener.accept((0, 1), 5.0, lambda: None)
         listener.close()
         processes = [NoProcess(None), NoProcess(-9)]
-        self.group = RankGroup(peers, processes, self.spawner, None, PATIENCE_S)  # type: ignore[arg-type]
+        self.group = RankGroup(peers, processes, self.starter, PATIENCE_S)  # type: ignore[arg-type]
 
     def _run(self, rank: int, listener: RankListener, behave: Callable[[int, DriverConnection], None]) -> None:
         connection = DriverConnection(rank_start(rank, listener))
@@ -90,7 +98,7 @@ def test_a_plan_goes_to_all_with_what_was_sampled_before_and_one_answers() -> No
     assert [ranks.group.execute(plan(step)).step for step in (1, 2)] == [1, 2]
     ranks.group.close()
     assert {(rank, step): sampled for rank, step, sampled in heard if rank == 0} == {(0, 1): [], (0, 2): [(7, 101)]}
-    assert ranks.spawner.closed == [False]
+    assert ranks.starter.closed == [False]
 
 
 def test_two_plans_may_be_on_their_way_and_the_next_one_tells_what_both_have_sampled() -> None:
@@ -139,7 +147,7 @@ def test_a_rank_that_is_gone_is_named_with_its_signal() -> None:
     with pytest.raises(RankLost, match=r"rank 1, step 3: .*signal 9"):
         ranks.group.execute(plan(3))
     ranks.group.close()
-    assert ranks.spawner.closed == [True]
+    assert ranks.starter.closed == [True]
 
 
 def test_a_broken_collective_is_the_fault_of_the_rank_that_was_killed() -> None:
@@ -167,6 +175,27 @@ def test_a_frozen_rank_is_told_from_those_that_wait_for_it() -> None:
     with pytest.raises(RankLost, match=r"rank 1, step 3: has said nothing for .*frozen"):
         ranks.group.execute(plan(3))
     assert ranks.group.progress.count > 3  # the beats of the other were seen to move
+    ranks.group.close()
+
+
+def test_what_a_rank_says_of_a_group_that_was_given_up_counts_for_nothing() -> None:
+    def behave(rank: int, connection: DriverConnection) -> None:
+        connection.send(Here(0, FACTS))
+        while not isinstance(connection.receive(), Abandon):
+            pass
+        connection.send(Broken(COLLECTIVE_FAILED, ["all_reduce", "too late"], 3))
+        connection.send(Done(StepResult(3, [])))
+        connection.send(Here(1, FACTS))
+        connection.send(Done(StepResult(connection.receive().plan.step, [])))
+        connection.receive()
+
+    ranks, layout = FakeRanks(behave), RankLayout(2, 1)
+    hear_all(ranks.group, layout, Here, PATIENCE_S)
+    ranks.group.submit(plan(3))
+    ranks.group.abandon([], 1, time.monotonic() + PATIENCE_S)
+    assert [here.generation for here in hear_all(ranks.group, layout, Here, PATIENCE_S)] == [1, 1]
+    ranks.group.be_whole()
+    assert ranks.group.execute(plan(4)).step == 4
     ranks.group.close()
 
 
@@ -213,7 +242,7 @@ def test_who_does_not_know_the_secret_is_no_rank() -> None:
     stranger.sendall(encode(Hello("rank", "0", b"x" * 32)))
     threading.Thread(target=DriverConnection, args=(rank_start(1, listener, b"wrong"),), daemon=True).start()
     with pytest.raises(RankLost, match="rank 0, step 0: has not called"):
-        listener.accept(2, 0.5, lambda: None)
+        listener.accept((0, 1), 0.5, lambda: None)
     stranger.close()
     listener.close()
 
@@ -224,6 +253,7 @@ from engine.rank_group import RankListener
 from engine.rank_spawn import on_this_host
 from parallel.layout import RankLayout
 from tests.engine.rank_starts import rank_start
+from tests.parallel.test_preflight import FACTS
 listener = RankListener("127.0.0.1")
 spawner = on_this_host(RankLayout(2, 1))
 processes = [spawner.start(0, rank_start(rank, listener)) for rank in range(2)]
@@ -261,28 +291,3 @@ def test_no_rank_outlives_its_driver_even_if_it_is_frozen(driver: "subprocess.Po
     os.kill(pids[0], signal.SIGSTOP)
     driver.kill()
     assert wait_until(lambda: gone(pids))
-
-
-def test_processes_say_what_one_says_and_a_killed_one_is_named(tmp_path: Path) -> None:
-    folder = save_tiny_model("llama", tmp_path)
-    asked = arrivals(3)
-    expected = answers(start_engine(str(folder), CONFIG)[0], asked)
-    core, info = start_engine_of_ranks(str(folder), CONFIG, RankLayout(1, 2), rank_timeout_s=60.0)
-    pids = list(info.rank_pids)
-    try:
-        assert len(pids) == 2 and core.progress.patience_s > 0
-        for _, request in asked:
-            core.scheduler.add(request, 0.0)
-        got: dict[str, list[int]] = {}
-        while (chunks := core.step(0.0)) is not None:
-            for chunk in chunks:
-                got.setdefault(chunk.request_id, []).extend(chunk.token_ids)
-        assert got == expected
-        os.kill(pids[1], signal.SIGKILL)
-        core.scheduler.add(asked[0][1], 0.0)
-        with pytest.raises(RankLost, match=r"rank 1, step \d+: .*signal 9"):
-            while core.step(0.0) is not None:
-                pass
-    finally:
-        core.executor.close()
-    assert gone(pids)

@@ -77,7 +77,7 @@ class Pass {
         states_.resize(floats);
     }
 
-    // 0, or 1 + a rank of the group that has not come: then the logits mean nothing.
+    // 0, or why a sum of the group has failed (see `all_reduce`): then the logits mean nothing.
     int run() {
 #pragma omp parallel num_threads(threads_)
         {

@@ -6,7 +6,7 @@ MANTA_EXPORT int manta_shared_bytes(int ranks) {
     return ranks > kMaxRanks ? 0 : int(sizeof(Shared) + ranks * 2 * kBufferBytes);
 }
 
-// data [count] becomes the sum over all ranks. 0, or 1 + a rank that has not come within the timeout.
+// data [count] becomes the sum over all ranks: 0. Else 1 + a rank that has not come within the timeout, or kAborted.
 MANTA_EXPORT int manta_shared_all_reduce(int threads, int is_bf16, void* memory, int rank, int ranks, void* data,
                                          int64_t count, int timeout_ms) {
     Shared* shared = static_cast<Shared*>(memory);
@@ -27,9 +27,12 @@ MANTA_EXPORT int manta_shared_gather(void* memory, int rank, int ranks, const vo
         arrive(mine, round);
         if (!out) continue;
         for (int from = 0; from < ranks; ++from) {
-            if (!wait_for(shared->seats[from], round, timeout_ms)) return 1 + from;
+            if (int late = wait_for(shared, from, round, timeout_ms)) return late;
             std::memcpy(static_cast<char*>(out) + from * bytes + first, shared->buffer(from, round), size);
         }
     }
     return 0;
 }
+
+// Whoever waits in the group, or will, goes free at once.
+MANTA_EXPORT void manta_shared_abort(void* memory) { static_cast<Shared*>(memory)->aborted.store(1); }

@@ -4,6 +4,8 @@
 // that. Who begins round n has read all of round n - 1, so a buffer may be written again as soon as all have begun the
 // round before: nobody reads it any more. Sums are made by every process alike, in the order of the seats, in float32:
 // all have the same bits.
+//
+// A group that has lost a process is aborted by any of the others: all waits end, now and later.
 #pragma once
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -27,8 +29,11 @@ struct alignas(64) Seat {
     std::atomic<int> sleepers;
 };
 
+constexpr int kAborted = -1;
+
 struct Shared {
     Seat seats[kMaxRanks];
+    alignas(64) std::atomic<int> aborted;
 
     char* buffer(int rank, uint32_t round) {
         return reinterpret_cast<char*>(this + 1) + (rank * 2 + round % 2) * kBufferBytes;
@@ -43,26 +48,30 @@ inline int64_t now_ms() {
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-// Until the seat has reached the round; false after the timeout.
-inline bool wait_for(Seat& seat, uint32_t round, int timeout_ms) {
+// Until the rank has reached the round: 0; 1 + the rank after the timeout; kAborted.
+inline int wait_for(Shared* shared, int rank, uint32_t round, int timeout_ms) {
+    Seat& seat = shared->seats[rank];
     for (int spin = 0; spin < kGroupSpins; ++spin) {
-        if (reached(seat, round)) return true;
+        if (reached(seat, round)) return 0;
         relax();
     }
     const int64_t until = now_ms() + timeout_ms;
     const timespec nap = {0, 50 * 1000 * 1000};
+    int late = 0;
     seat.sleepers.fetch_add(1);
-    bool in_time = true;
-    for (uint32_t seen; int32_t((seen = seat.round.load()) - round) < 0 && (in_time = now_ms() < until);)
+    for (uint32_t seen; int32_t((seen = seat.round.load()) - round) < 0;) {
+        late = shared->aborted.load() ? kAborted : now_ms() < until ? 0 : 1 + rank;
+        if (late) break;
         syscall(SYS_futex, reinterpret_cast<uint32_t*>(&seat.round), FUTEX_WAIT, seen, &nap, nullptr, 0);
+    }
     seat.sleepers.fetch_sub(1);
-    return in_time;
+    return late;
 }
 
-// 0, or 1 + the first rank that has not reached the round in time.
+// 0, or what the first wait that failed said.
 inline int wait_for_all(Shared* shared, int ranks, uint32_t round, int timeout_ms) {
     for (int rank = 0; rank < ranks; ++rank)
-        if (!wait_for(shared->seats[rank], round, timeout_ms)) return 1 + rank;
+        if (int late = wait_for(shared, rank, round, timeout_ms)) return late;
     return 0;
 }
 
@@ -99,7 +108,7 @@ inline void sum(int threads, T* out, Shared* shared, int ranks, uint32_t round, 
     }
 }
 
-// data [count] becomes the sum over all ranks. 0, or 1 + a rank that has not come within the timeout.
+// data [count] becomes the sum over all ranks: 0. Else 1 + a rank that has not come within the timeout, or kAborted.
 template <class T>
 inline int all_reduce(int threads, Shared* shared, int rank, int ranks, T* data, int64_t count, int timeout_ms) {
     constexpr int64_t kCount = kBufferBytes / sizeof(T);

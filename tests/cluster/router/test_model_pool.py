@@ -10,6 +10,7 @@ from cluster.frames import (
     Ended,
     Enqueue,
     Grant,
+    Leave,
     Move,
     Outcome,
     Refuse,
@@ -130,7 +131,7 @@ def test_weights_are_a_hard_condition_and_hold_nobody_up() -> None:
 def test_who_leaves_or_drains_gets_nothing_more() -> None:
     shard = router()
     one, _ = add_replica(shard, "r1"), add_replica(shard, "r2")
-    assert shard.on_leave(one, 0.0) == []
+    assert shard.on_leave(one, Leave(), 0.0) == []
     assert put(shard, ask("a"), ask("b")) == ["a@r2", "b@r2"]
     assert shard.drain("r2") == Drain() and shard.drain("nobody") is None
     assert put(shard, ask("c")) == []
@@ -300,7 +301,7 @@ def test_a_pinned_stream_leaves_a_shard_where_nobody_with_its_weights_admits() -
     one = add_replica(shard, "r1", free_slots=0)
     put(shard, ask("pinned", attempt=1, weights_revision="r0"))
     assert shard.on_spare(Spare(1, "m", 4, 1000), 0.1) == [], "r1 will have room"
-    shard.on_leave(one, 0.2)
+    shard.on_leave(one, Leave(), 0.2)
     assert [type(m) for _, m in shard.on_spare(Spare(1, "m", 4, 1000), 0.3)] == [Move]
 
 

@@ -1,6 +1,6 @@
 """Late binding by credit: who is granted what, when."""
 
-from cluster.frames import Announce, Grant, Refuse, ReplicaDown, ReplicaUp, Report, Withdraw
+from cluster.frames import Announce, Grant, Leave, Refuse, ReplicaDown, ReplicaUp, Report, Withdraw
 from cluster.router.router import Outbox
 from tests.cluster.router_world import add_replica, descriptor, load, replica_info, router
 
@@ -36,6 +36,20 @@ def test_a_report_made_before_a_grant_arrives_does_not_free_its_credit() -> None
     shard.on_enqueue("g", descriptor("a"), 0.0)
     shard.on_enqueue("g", descriptor("b"), 0.0)
     assert shard.on_report(info, Report(load(free_slots=1), []), 0.1) == []
+
+
+def test_who_leaves_to_be_rebuilt_gets_nothing_until_it_announces_itself_again() -> None:
+    shard = router()
+    info = add_replica(shard, "r1")
+    shard.on_leave(info, Leave(comes_back=True), 0.0)
+    assert shard.on_enqueue("g", descriptor("a"), 0.0) == []
+    assert shard.on_report(info, Report(load(), []), 0.1) == []
+    replica = shard.status(0.1)["replicas"][0]
+    assert (replica["is_draining"], replica["comes_back"]) == (True, True)
+    shard.on_announce(Announce(info), 1.0)
+    assert grants(shard.on_report(info, Report(load(), []), 1.0)) == [("a", "r1")]
+    replica = shard.status(1.0)["replicas"][0]
+    assert (replica["is_draining"], replica["comes_back"]) == (False, False)
 
 
 def test_blocks_are_credit_too() -> None:

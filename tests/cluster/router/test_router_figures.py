@@ -2,7 +2,7 @@
 
 import msgspec
 
-from cluster.frames import Ended, GpuReading, Outcome, Report, Vitals
+from cluster.frames import Ended, GpuReading, Leave, Outcome, Report, Vitals
 from cluster.metrics import declared
 from cluster.metrics.declared import Metric
 from cluster.metrics.snapshot import Snapshot
@@ -47,10 +47,11 @@ def test_every_replica_is_in_one_state() -> None:
     shard = router()
     draining, late = add_replica(shard, "r1", 9.9), add_replica(shard, "r2", 1.0)
     add_replica(shard, "r3", 9.9)
-    shard.on_leave(draining, 10.0)
+    shard.on_leave(draining, Leave(), 10.0)
+    shard.on_leave(add_replica(shard, "r4", 9.9), Leave(comes_back=True), 10.0)
     figures = shard_snapshot(shard, 0, 0, 10.0)
     found = {state: value(figures, declared.REPLICAS, "m", state) for state in STATES}
-    assert found == {"serving": 1, "draining": 1, "silent": 1, "open": 0, "half_open": 0}
+    assert found == {"serving": 1, "draining": 1, "rebuilding": 1, "silent": 1, "open": 0, "half_open": 0}
     [silent] = [replica for replica in shard.replicas() if replica.replica_id == late.replica_id]
     assert value(replica_snapshot(silent, 10.0), declared.REPORT_AGE, "m") == 9.0
 

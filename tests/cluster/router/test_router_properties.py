@@ -17,6 +17,7 @@ from cluster.frames import (
     Ended,
     Enqueue,
     Grant,
+    Leave,
     Move,
     Outcome,
     Refuse,
@@ -117,7 +118,7 @@ class RouterMachine(RuleBasedStateMachine):
             return
         engine.left = True
         if how == "leave":
-            self.take(self.shard.on_leave(engine.info, self.now))
+            self.take(self.shard.on_leave(engine.info, Leave(), self.now))
         else:
             assert self.shard.drain(engine.info.replica_id) is not None
 

@@ -12,7 +12,8 @@ def replica(name: str, host: str) -> dict[str, Any]:
     load = {"num_running": 12, "num_waiting": 3, "free_blocks": 256, "step": 123456}
     return {
         "replica_id": name, "model": "demo", "shard": 0, "host": host, "pids": [1234567], "load": load,
-        "engine": {"num_blocks": 1024}, "is_draining": False, "report_age_s": 0.1, "breaker": "closed",
+        "engine": {"num_blocks": 1024, "num_rebuilds": 0}, "is_draining": False, "comes_back": False,
+        "report_age_s": 0.1, "breaker": "closed",
     }  # fmt: skip
 
 
@@ -34,3 +35,13 @@ def test_on_one_host_nothing_is_cut_off_in_80_columns() -> None:
 def test_on_several_hosts_each_replica_tells_its_own() -> None:
     text = shown(replica("ab12cd34", "10.0.0.1"), replica("ef56gh78", "10.0.0.2"))
     assert "host" in text and "10.0.0.1" in text and "10.0.0.2" in text
+
+
+def test_a_replica_whose_ranks_were_or_are_replaced_says_so() -> None:
+    rebuilt = {**replica("ab12cd34", "node"), "engine": {"num_blocks": 1024, "num_rebuilds": 2}}
+    away = {**replica("ef56gh78", "node"), "is_draining": True, "comes_back": True}
+    leaving = {**replica("ij90kl12", "node"), "is_draining": True}
+    text = shown(rebuilt, away, leaving)
+    assert "…" not in text
+    for word in ("rebuilt", "2x", "rebuild ", "drains"):
+        assert word in text

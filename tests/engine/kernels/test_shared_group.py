@@ -91,3 +91,26 @@ def test_who_does_not_come_is_named_in_time() -> None:
     for error in (first, third):
         assert isinstance(error, CollectiveFailed)
         assert str(error) == "all_reduce (number 1): part 1 of the stage has not come within 0.3 s"
+
+
+def test_a_group_that_is_aborted_frees_who_waits_and_who_will() -> None:
+    """Long before the timeout."""
+
+    def work(group: SharedMemoryGroup) -> Any:
+        if group.rank == 2:
+            group.abort()
+            return None
+        errors = []
+        for collective in (group.all_reduce, group.all_gather):
+            with pytest.raises(CollectiveFailed) as raised:
+                collective(torch.ones(8))
+            errors.append(str(raised.value))
+        return errors
+
+    first, second, third = together(3, work, timeout_s=3600.0)
+    assert (
+        first
+        == second
+        == [f"{name}: the group was aborted" for name in ("all_reduce (number 1)", "all_gather (number 2)")]
+    )
+    assert third is None

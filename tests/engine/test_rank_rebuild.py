@@ -1,0 +1,63 @@
+"""Real rank processes: they say what one says, also after each of them was killed or frozen and replaced."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine.core import EngineCore
+from engine.errors import RankLost
+from engine.startup import start_engine, start_engine_of_ranks
+from parallel.layout import RankLayout
+from tests.engine.test_rank_group import gone
+from tests.engine.test_ranks import CONFIG, answers, arrivals
+from tests.engine.tiny_models import save_tiny_model
+
+ASKED = arrivals(3)
+
+
+def step_to_the_end(core: EngineCore) -> dict[str, list[int]]:
+    """The tokens of all that is asked."""
+    got: dict[str, list[int]] = {}
+    for _, request in ASKED:
+        core.scheduler.add(request, 0.0)
+    while (chunks := core.step(0.0)) is not None:
+        for chunk in chunks:
+            got.setdefault(chunk.request_id, []).extend(chunk.token_ids)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("layout", "blows"),
+    [
+        (RankLayout(2, 1), [(0, signal.SIGKILL), (1, signal.SIGSTOP)]),
+        (RankLayout(1, 2), [(0, signal.SIGKILL), (1, signal.SIGKILL)]),
+    ],
+    ids=str,
+)
+def test_a_lost_rank_is_named_and_replaced_and_the_tokens_are_the_same(
+    layout: RankLayout, blows: list[tuple[int, signal.Signals]], tmp_path: Path
+) -> None:
+    folder = save_tiny_model("llama", tmp_path)
+    expected = answers(start_engine(str(folder), CONFIG)[0], ASKED)
+    core, info = start_engine_of_ranks(str(folder), CONFIG, layout, rank_timeout_s=2.0, num_spares=1)
+    pids = [list(info.rank_pids)]
+    try:
+        assert core.rebuilder is not None and core.progress.patience_s > 0
+        assert step_to_the_end(core) == expected
+        for rank, blow in blows:
+            core.scheduler.add(ASKED[0][1], 0.0)
+            core.step(0.0)
+            os.kill(pids[-1][rank], blow)
+            why = "signal 9" if blow is signal.SIGKILL else "frozen"
+            with pytest.raises(RankLost, match=rf"rank {rank}, step \d+: .*{why}") as raised:
+                while core.step(0.0) is not None:
+                    pass
+            core.scheduler.hand_back("a rank is lost")
+            pids.append(list(core.rebuilder.rebuild(raised.value).rank_pids))
+            assert [old != new for old, new in zip(*pids[-2:], strict=True)] == [other == rank for other in (0, 1)]
+            assert step_to_the_end(core) == expected
+    finally:
+        core.executor.close()
+    assert gone([pid for each in pids for pid in each])
