@@ -237,6 +237,19 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
+class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row for each call: who, when, which model, how many tokens. `manta usage` sums and exports it."""
+
+    dir: Annotated[
+        str,
+        Meta(
+            pattern=r"^$|^/",
+            description="Absolute path of a folder, on each host that has a gateway, in which rows are appended to "
+            "files of one gateway and one day. Unset: nothing is written.",
+        ),
+    ] = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """OpenTelemetry traces of calls."""
 
@@ -262,6 +275,7 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     router: RouterConfig = RouterConfig()
     traces: TracesConfig = TracesConfig()
     quotas: QuotaConfig = QuotaConfig()
+    ledger: LedgerConfig = LedgerConfig()
 
     def __post_init__(self) -> None:
         if not self.models:

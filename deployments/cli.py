@@ -17,6 +17,7 @@ _COMMANDS = {
     "hosts": ("deployments.commands.hosts", "show the hosts of a cluster and what runs on each"),
     "key": ("deployments.commands.key", "make, list and revoke API keys"),
     "token": ("deployments.commands.token", "for development: make a token, and the key pair that signs it"),
+    "usage": ("deployments.commands.usage", "sum what the usage ledger holds, or export it"),
     "chat": ("deployments.commands.chat_client", "talk to a served model in the terminal"),
     "bench": ("deployments.commands.bench", "put load on a server and show what its clients saw"),
     "simulate": ("deployments.commands.simulate", "run router and scheduler on simulated load, replicas and time"),

@@ -66,7 +66,8 @@ class GatewayDeployment:
         self._dispatcher = Dispatcher(name)
         shards = Shards(self._config.router.shards, join_router, cluster_secret())
         copies = StreamCopies(self._config.gateway.resume_s, shards.count)
-        self._metrics, self._sinks = GatewayMetrics(self._dispatcher), CallSinks(self._config, name)
+        self._metrics = GatewayMetrics(self._dispatcher)
+        self._sinks = CallSinks(self._config, name, self._metrics.instruments)
         limits = QuotaLinks(self._config, name, self._metrics.instruments)
         calls = Calls(limits.quotas, [limits.quotas, self._metrics.calls, *self._sinks.sinks])
         listeners: list[ShardListener] = [self._metrics.scrapes, calls.reports, limits]

@@ -106,6 +106,9 @@ QUOTA_ALONE = _gauge(
     Source.GATEWAY, "quota_alone", "",
     "Keepers of limits (router shards, or Redis) that this gateway cannot reach: of those limits it grants its share.",
 )  # fmt: skip
+LEDGER_ROWS_LOST = _counter(
+    Source.GATEWAY, "ledger_rows_lost", "", "Calls that are missing in the usage ledger: the disk took nothing more."
+)
 QUOTA_LOSSES = _counter(Source.GATEWAY, "quota_losses", "", "Times that a keeper of limits could not be reached.")
 
 # The queue.

@@ -12,6 +12,7 @@ from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
+from deployments.call_sinks import CallSinks
 from deployments.gateway_links import GatewayLinks
 from deployments.quota_links import QuotaLinks
 from tests.deployments.serving_world import ServingWorld, until
@@ -30,7 +31,8 @@ class Gateway:
         self.dispatcher, self.copies = Dispatcher(name), StreamCopies(60.0)
         self.metrics = GatewayMetrics(self.dispatcher)
         self.limits = QuotaLinks(config, name, self.metrics.instruments)
-        self.calls = Calls(self.limits.quotas, [self.limits.quotas, self.metrics.calls])
+        self.sinks = CallSinks(config, name, self.metrics.instruments)
+        self.calls = Calls(self.limits.quotas, [self.limits.quotas, self.metrics.calls, *self.sinks.sinks])
         listeners = [self.metrics.scrapes, self.calls.reports, self.limits]
         self.links = GatewayLinks(self.dispatcher, self.copies, listeners, world.addresses)
         self.health = GatewayHealth(["m"], self.dispatcher, self.metrics)
