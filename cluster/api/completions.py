@@ -5,9 +5,9 @@ from contextlib import aclosing
 
 from cluster.api.choice import TextRules
 from cluster.api.completion_format import CompletionCall, CompletionChunks, CompletionOutput, Prompt, completion
-from cluster.api.fan_out import run_choices
 from cluster.api.prepared_call import CallOrigin, UsageTally, spread_choices
 from cluster.api.resumption import Past
+from cluster.api.running import run_call
 from cluster.api.sampling_rules import (
     LogprobsWanted,
     check_logprobs,
@@ -72,12 +72,10 @@ class Completions:
         """Run to the end."""
         tally = UsageTally(call)
         outputs = [CompletionOutput(call, choice.index) for choice in call.choices]
-        async with self._serving.calls.run(call.record):
-            running = run_choices(self._serving.generator, call.choices, call.context, call.origin.block_size)
-            async with aclosing(running) as deltas:
-                async for delta in deltas:
-                    tally.add(delta)
-                    outputs[delta.choice].add(delta)
+        async with aclosing(run_call(self._serving, call)) as deltas:
+            async for delta in deltas:
+                tally.add(delta)
+                outputs[delta.choice].add(delta)
         return completion(call, [output.choice() for output in outputs], tally.usage())
 
     def events(

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.api.completions import Completions
 from cluster.api.serving import Serving
 from cluster.auth.access import Access, require_admin
 from cluster.calls.calls import Calls
@@ -19,6 +20,8 @@ from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
 from cluster.health.board import HealthBoard
 from cluster.metrics.gateway_metrics import GatewayMetrics
+from cluster.protocols.kserve_endpoints import kserve_endpoints
+from cluster.protocols.tgi_endpoints import tgi_endpoints
 from cluster.streams.stream_copies import StreamCopies
 from cluster.text.served_model import ServedModel
 
@@ -44,7 +47,10 @@ def build_gateway(
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
-    endpoints = list_endpoints(Serving(models, generator, config, copies, calls), version, metrics, board)
+    serving = Serving(models, generator, config, copies, calls)
+    endpoints = list_endpoints(serving, version, metrics, board)
+    completions = Completions(serving)
+    endpoints += [*tgi_endpoints(serving, completions, version), *kserve_endpoints(serving, completions, version)]
     if metrics is not None:
         endpoints += console_endpoints(metrics)
     docs = ApiDocs(openapi_document(endpoints, version))

@@ -26,12 +26,17 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body; refuses what is no JSON by its headers, compressed, too large or too slow."""
+    """The whole body; refuses what is no JSON by its headers, and what `read_body` refuses."""
     media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(
             f"The Content-Type is {media_type[:64]!r}; send JSON with `Content-Type: application/json`."
         )
+    return await read_body(scope, receive, max_bytes)
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The whole body; refuses one that is compressed, too large or too slow."""
     encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(f"The Content-Encoding is {encoding[:64]!r}; send the body uncompressed.")
@@ -65,9 +70,11 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than {max_bytes} bytes; send less (`gateway.max_body_bytes`).")
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
+async def send_json(
+    send: Send, status: int, body: bytes, headers: Iterable[Header] = (), media_type: bytes = b"application/json"
+) -> None:
     """One whole answer."""
-    fixed = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    fixed = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

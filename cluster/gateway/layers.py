@@ -8,13 +8,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.auth.credential import is_tenant
 from cluster.auth.principal import Principal
 from cluster.errors import ApiError, InvalidRequest, StreamTaken, Unauthorized
+from cluster.gateway.error_style import SCOPE_KEY, openai_style
 from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
 from cluster.gateway.http_listener import ABORT
@@ -56,7 +56,10 @@ class RequestIds:
 
 
 class Errors:
-    """Whatever goes wrong before an answer has begun becomes an OpenAI error body; `tell` is told what."""
+    """Whatever goes wrong before an answer has begun becomes an error body (`cluster.gateway.error_style`).
+
+    `tell` is told what.
+    """
 
     def __init__(self, app: ASGIApp, tell: Callable[[ApiError], object]) -> None:
         self._app, self._tell = app, tell
@@ -76,7 +79,8 @@ class Errors:
                 return await _drop_connection(scope)
             answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
         self._tell(answer)
-        return await send_json(send, answer.status, msgspec.json.encode(answer.body()), error_headers(answer))
+        worded = scope.get(SCOPE_KEY, openai_style)(answer)
+        return await send_json(send, worded.status, worded.body, error_headers(answer))
 
 
 def untold(error: ApiError) -> None:

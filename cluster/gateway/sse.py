@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
-import msgspec
 from starlette.types import Send
 
 from cluster.api.stream_events import Event
+from cluster.gateway.error_style import ErrorStyle, openai_style
 from cluster.gateway.http_errors import answerable
 from cluster.gateway.http_exchange import Header
 
@@ -52,11 +52,13 @@ async def send_stream(
     headers: Sequence[Header],
     stall_s: float,
     before_write: Callable[[], None] = nothing,
+    style: ErrorStyle = openai_style,
+    done: bytes = DONE,
 ) -> None:
     """Send all events, then `[DONE]`. Nothing is sent if the first event cannot be had (the error is raised).
 
-    `headers` are read once it is there, and go with the head. A later failure is told by one error event, and the
-    stream ends without `[DONE]`.
+    `headers` are read once it is there, and go with the head. A later failure is told by one error event in this
+    style, and the stream ends without `done`.
     """
     async with aclosing(events):
         writer = _Writer(send, stall_s, before_write)
@@ -70,11 +72,11 @@ async def send_stream(
                 if writer.is_full:
                     await writer.flush()
         except StopAsyncIteration:
-            writer.add(DONE)
+            writer.add(done)
         except (ReaderStalled, OSError):
             raise
         except Exception as error:
-            writer.add(encode_event(Event(b"", msgspec.json.encode(answerable(error).body()))))
+            writer.add(encode_event(Event(b"", style(answerable(error)).body)))
         await writer.flush()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
