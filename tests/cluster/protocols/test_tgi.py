@@ -54,7 +54,7 @@ async def test_details() -> None:
     assert (found.details.finish_reason, found.details.generated_tokens, found.details.seed) == ("length", 6, 7)
     assert "".join(token.text for token in found.details.tokens) == found.generated_text
     assert all(token.logprob <= 0 for token in found.details.tokens)
-    assert [top[0].id for top in found.details.top_tokens] == [token.id for token in found.details.tokens]
+    assert [top[0]["id"] for top in found.details.top_tokens] == [token.id for token in found.details.tokens]
     assert found.details.prefill[0].logprob is None
     assert all(token.logprob <= 0 for token in found.details.prefill[1:])
     assert [event.index for event in events] == list(range(1, 7))
