@@ -15,6 +15,7 @@ from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from engine.request import GenerateRequest, SamplingParams
 
+LOOK_S = 0.2
 PROBE_S = 5.0
 TENANT = "(probe)"  #: no client's: a verified tenant's name has no brackets
 _ONE_TOKEN = SamplingParams(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
@@ -27,18 +28,28 @@ class GatewayHealth:
         self.board = HealthBoard(models)
         self._dispatcher, self._metrics = dispatcher, metrics
         self._models: Mapping[str, ModelHealth] = {model: ModelHealth() for model in models}
+        self._unready: Mapping[str, str] = dict.fromkeys(models, "not tried yet")
+        self._stuck: list[str] = []
+        self._looked_at = 0.0
         self._probes: set[asyncio.Task[None]] = set()
 
     def on_tick(self, now: float) -> None:
         """Call ten times a second, in the event loop."""
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._look(now)
+        self.board.turned(self._unready, self._stuck)
+
+    def _look(self, now: float) -> None:
+        """At every model. O(replicas)."""
         for name, model in self._models.items():
             if model.look(self._sight(name), now):
                 probe = asyncio.create_task(self._probe(name, model))
                 self._probes.add(probe)
                 probe.add_done_callback(self._probes.discard)
             self._metrics.instruments.number(declared.READY, name).value = float(not model.unready)
-        stuck = [f"{name}: {model.stuck}" for name, model in self._models.items() if model.stuck]
-        self.board.turned({name: model.unready for name, model in self._models.items()}, stuck)
+        self._unready = {name: model.unready for name, model in self._models.items()}
+        self._stuck = [f"{name}: {model.stuck}" for name, model in self._models.items() if model.stuck]
 
     def _sight(self, model: str) -> Sight:
         standing = self._dispatcher.standing(model)

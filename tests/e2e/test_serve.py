@@ -12,7 +12,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.config import GatewayConfig
+from cluster.health.board import PATHS
+from cluster.metrics.declared import GATEWAYS, STARTUP_TIME, STEPS
+from tests.deployments.test_metrics import promtool_says
 from tests.e2e.live_server import LiveServer, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -40,6 +45,23 @@ def test_the_start_shows_its_phases(live_server: LiveServer) -> None:
     text = live_server.log.read_text()
     for phase in ("load took", "warm_up took", "replica 1", "replica 2"):
         assert phase in text
+
+
+def test_every_process_is_healthy_and_on_the_metrics_page(live_server: LiveServer) -> None:
+    port = httpx.URL(live_server.url).port
+    assert port is not None
+    health_port = GatewayConfig(port=port).health_listener_port
+    for path in PATHS:
+        for url in (live_server.url, f"http://127.0.0.1:{health_port}"):
+            answer = httpx.get(url + path, timeout=10.0)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok", "why": []})
+    page = httpx.get(f"{live_server.url}/metrics", timeout=10.0).text
+    assert promtool_says(page) == ""
+    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    assert len({sample.labels["replica"] for sample in samples if sample.name == STEPS.name}) == 2
+    assert {sample.labels["shard"] for sample in samples if sample.name == GATEWAYS.name} == {"0", "1"}
+    phases = {sample.labels["phase"] for sample in samples if sample.name == STARTUP_TIME.name}
+    assert {"load", "warm_up"} <= phases
 
 
 def test_an_openai_client_streams(live_server: LiveServer) -> None:

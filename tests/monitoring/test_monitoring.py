@@ -56,13 +56,6 @@ def test_every_name_is_declared(where: str, expression: str) -> None:
     assert set(asked) <= labels, f"{where}: {set(asked) - labels}"
 
 
-def test_every_number_is_on_some_dashboard() -> None:
-    shown = "".join((MONITORING / "grafana" / name).read_text() for name in ("manta.json", "manta_replicas.json"))
-    kept_off = {"manta_kv_capacity_tokens", "manta_condemned_requests", "manta_gateways", "manta_moves_total"}
-    kept_off |= {"manta_grants_total", "manta_requests_running", "manta_cached_tokens_total"}
-    assert {metric.name for metric in DECLARED if metric.name not in shown} == kept_off
-
-
 def test_the_errors_of_ours_are_those_of_status_500_and_above() -> None:
     ours = {
         kind.code
