@@ -22,6 +22,7 @@ _COMMANDS = {
     "bench": ("deployments.commands.bench", "put load on a server and show what its clients saw"),
     "simulate": ("deployments.commands.simulate", "run router and scheduler on simulated load, replicas and time"),
     "plan": ("deployments.commands.plan", "say on how many devices a model fits, and how fast it can be there"),
+    "preflight": ("deployments.commands.preflight", "let the ranks of a replica check each other, and show it"),
     "config": ("deployments.commands.config", "check a configuration and print it with its derived values"),
     "doctor": ("deployments.commands.doctor", "check this machine and say what to do"),
 }

@@ -18,6 +18,7 @@ from parallel.devices import size_text
 from parallel.layout import LayoutError, RankLayout
 from parallel.part_sizes import StageSize
 
+_CACHE_KEY = "engine.kv_cache_tokens"
 _GRID_KEY = "tensor_parallel x pipeline_parallel"
 
 
@@ -27,6 +28,7 @@ class Room(NamedTuple):
     where: str
     free_bytes: int
     ranks: Sequence[int]
+    is_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Fit:
         would run is refused.
         """
         for room in rooms:
+            if room.is_gpu and len(room.ranks) > 1 and self.key != _CACHE_KEY:
+                remedy = "give a number, or each rank a GPU of its own"
+                raise ConfigError(_CACHE_KEY, None, f"ranks share a GPU, and each would take its free memory: {remedy}")
             if sum(self.weights[rank] + self.caches[rank] for rank in room.ranks) > room.free_bytes:
                 raise self._refusal(room)
 
@@ -151,7 +156,7 @@ def _least_cache(config: EngineConfig) -> tuple[str, object, int]:
     """The setting that asks for a cache, if any, and the tokens that must find room, with the null block."""
     block = config.block_size
     if config.kv_cache_tokens is not None:
-        return "engine.kv_cache_tokens", config.kv_cache_tokens, (config.kv_cache_tokens // block + 1) * block
+        return _CACHE_KEY, config.kv_cache_tokens, (config.kv_cache_tokens // block + 1) * block
     if config.max_model_len is not None:
         return "engine.max_model_len", config.max_model_len, (-(-config.max_model_len // block) + 1) * block
     return "", None, 2 * block

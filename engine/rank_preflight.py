@@ -7,7 +7,6 @@ What would give wrong results is refused with `RankMisfit`; what is only slow be
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import RankMisfit
@@ -16,35 +15,15 @@ from engine.rank_facts import code_versions
 from engine.rank_frames import Here, Meet, Met, Ping, Pong
 from engine.rank_group import RankGroup
 from parallel.layout import RankLayout
-from parallel.preflight_facts import Oddity, RankFacts, Transports, choose_transports, compare_facts
-from parallel.preflight_speeds import RankSpeeds, compare_speeds
+from parallel.preflight import Preflight, Reach
+from parallel.preflight_facts import Oddity, RankFacts, choose_transports, compare_facts
+from parallel.preflight_speeds import compare_speeds
 
 log = logging.getLogger(__name__)
 
 _PINGS = 5
 _IMPORT_PATIENCE_S = 120.0  #: until a rank has torch and its device
 _MEET_PATIENCE_S = 60.0  #: NCCL takes seconds to connect; a collective has its own, shorter limit
-
-
-@dataclass(frozen=True)
-class Reach:
-    """A rank as its driver reaches it."""
-
-    round_trip_s: float
-    clock_offset_s: float  #: what its clock is ahead of the driver's
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What was found, by rank."""
-
-    layout: RankLayout
-    facts: list[RankFacts]
-    reaches: list[Reach]
-    transports: Transports
-    speeds: list[RankSpeeds]
-    oddities: list[Oddity]  #: that do not refuse
-    seconds: float
 
 
 def hear_facts(group: RankGroup, layout: RankLayout) -> list[RankFacts]:
@@ -63,7 +42,7 @@ def rooms_of(facts: Sequence[RankFacts]) -> list[Room]:
 def _room_of(facts: Sequence[RankFacts], members: list[int]) -> Room:
     first = facts[members[0]]
     where = f"{first.device_name} of rank {members[0]} on {first.host}" if first.device_id else f"host {first.host}"
-    return Room(where, min(facts[rank].free_bytes for rank in members), members)
+    return Room(where, min(facts[rank].free_bytes for rank in members), members, bool(first.device_id))
 
 
 def preflight(
@@ -90,17 +69,8 @@ def preflight(
     for oddity in oddities:
         log.warning("preflight: %s", oddity)
     found = Preflight(layout, facts, reaches, transports, speeds, oddities, time.perf_counter() - started)
-    log.info("preflight: %s", conclusion(found))
+    log.info("preflight: %s", found)
     return found
-
-
-def conclusion(found: Preflight) -> str:
-    """In one line."""
-    hosts = len({fact.host for fact in found.facts})
-    ways = dict.fromkeys([*found.transports.tensor, found.transports.pipe])
-    odd = f"{len(found.oddities)} odd" if found.oddities else "none is odd"
-    where = "one host" if hosts == 1 else f"{hosts} hosts"
-    return f"{len(found.facts)} ranks on {where} over {' and '.join(ways)} checked in {found.seconds:.2f} s, {odd}"
 
 
 def hear_all(group: RankGroup, layout: RankLayout, kind: type[Any], patience_s: float) -> list[Any]:
@@ -115,12 +85,11 @@ def hear_all(group: RankGroup, layout: RankLayout, kind: type[Any], patience_s: 
 
 
 def _refuse(oddities: Sequence[Oddity]) -> None:
-    for oddity in oddities:
-        if oddity.refuses:
-            log.error("preflight: %s", oddity)
-    for oddity in oddities:
-        if oddity.refuses:
-            raise RankMisfit(oddity.rank, oddity.host, oddity.what, oddity.remedy)
+    refusing = [oddity for oddity in oddities if oddity.refuses]
+    for oddity in refusing[1:]:
+        log.error("preflight: %s", oddity)
+    for oddity in refusing[:1]:
+        raise RankMisfit(oddity.rank, oddity.host, oddity.what, oddity.remedy)
 
 
 def _reach(group: RankGroup, layout: RankLayout) -> list[Reach]:

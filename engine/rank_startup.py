@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, read_checkpoint
 from engine.config import EngineConfig, EngineInfo
 from engine.device_choice import device_of_ranks
 from engine.errors import RankLost
@@ -14,9 +14,10 @@ from engine.kv_cache import fit_model_len
 from engine.phases import Phases
 from engine.rank_frames import Allocate, Load, Loaded, RankStart, Ready
 from engine.rank_group import RankGroup, RankListener, RankPeer
-from engine.rank_preflight import Preflight, hear_all, hear_facts, preflight, rooms_of
+from engine.rank_preflight import hear_all, hear_facts, preflight, rooms_of
 from engine.rank_spawn import RankProcess, RankSpawner
 from parallel.layout import LayoutError, RankLayout
+from parallel.preflight import Preflight
 from parallel.process_group import listen_store
 
 log = logging.getLogger(__name__)
@@ -125,18 +126,17 @@ def start_rank_group(
 
 
 def rehearse_ranks(
-    checkpoint: Checkpoint,
-    config: EngineConfig,
-    layout: RankLayout,
-    spawner: RankSpawner,
-    timeout_s: float,
-    phases: Phases,
+    model: str, config: EngineConfig, layout: RankLayout, spawner: RankSpawner, timeout_s: float, phases: Phases
 ) -> Preflight:
-    """The preflight alone; no process is left. Raises `ConfigError`, `RankMisfit` or `RankLost`."""
+    """The preflight alone; no process is left. Raises as `start_rank_group` does."""
     try:
+        checkpoint = read_checkpoint(spawner.find_model(model), model)
         _, group, found = _check_ranks(checkpoint, config, layout, spawner, timeout_s, phases, is_rehearsal=True)
         group.close()
         return found
+    except LayoutError as error:
+        spawner.close(force=True)
+        raise refused_layout(error, layout) from error
     except BaseException:
         spawner.close(force=True)
         raise

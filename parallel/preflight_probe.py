@@ -97,13 +97,13 @@ def _shortest(call: Callable[[], object], times: int, settle: Callable[[], None]
 
 def opponents(index: int, size: int) -> Iterator[int]:
     """Everybody else, in rounds in which all meet in pairs (one rests, if they are odd)."""
-    for total in range(size + size % 2 - 1 if size > 1 else 0):
-        num_moving = size + size % 2 - 1
+    num_moving = size - 1 + size % 2  # of an even number the last one meets who would meet itself
+    for total in range(num_moving):
         opponent = (total - index) % num_moving
-        if index == size - 1 and size % 2 == 0:
-            opponent = total * (num_moving + 1) // 2 % num_moving  # who would meet itself meets the last
-        elif opponent == index:
-            opponent = size - 1 if size % 2 == 0 else index
+        if index == num_moving:
+            opponent = total * (num_moving + 1) // 2 % num_moving
+        elif opponent == index and size % 2 == 0:
+            opponent = num_moving
         if opponent != index:
             yield opponent
 

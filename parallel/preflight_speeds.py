@@ -71,8 +71,11 @@ def _stage(rank: int, layout: RankLayout) -> int:
 
 
 def _slow_work(speeds: Sequence[RankSpeeds], facts: Sequence[RankFacts]) -> list[Oddity]:
-    """By thread: ranks may own one core more or less."""
-    work = [speed.work_s * fact.num_threads for speed, fact in zip(speeds, facts, strict=True)]
+    """On CPUs by thread: ranks may own one core more or less."""
+    work = [
+        speed.work_s * (fact.num_threads if fact.device == "cpu" else 1)
+        for speed, fact in zip(speeds, facts, strict=True)
+    ]
     oddities = []
     for rank, took in enumerate(work):
         others = [*work[:rank], *work[rank + 1 :]]

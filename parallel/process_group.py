@@ -211,8 +211,8 @@ def join_groups(
     def group(name: str, index: int, size: int) -> TorchGroup | StagedGroup:
         own = PrefixStore(name, store)
         if transport is Transport.NCCL:
-            return TorchGroup(_join_nccl(own, index, size, device, timeout_s), progress)
-        gloo = TorchGroup(_join_gloo(own, index, size, host, timeout_s), progress)
+            return TorchGroup(join_nccl(own, index, size, device, timeout_s), progress)
+        gloo = TorchGroup(join_gloo(own, index, size, host, timeout_s), progress)
         return StagedGroup(gloo, device) if transport is Transport.STAGED else gloo
 
     tensor: TensorGroup | None = None
@@ -228,7 +228,7 @@ def join_groups(
     return RankGroups(tensor, mates, column)
 
 
-def _join_gloo(store: Store, index: int, size: int, host: str, timeout_s: float) -> Backend:
+def join_gloo(store: Store, index: int, size: int, host: str, timeout_s: float) -> Backend:
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=host)]
@@ -238,7 +238,7 @@ def _join_gloo(store: Store, index: int, size: int, host: str, timeout_s: float)
     return group
 
 
-def _join_nccl(store: Store, index: int, size: int, device: torch.device, timeout_s: float) -> Backend:
+def join_nccl(store: Store, index: int, size: int, device: torch.device, timeout_s: float) -> Backend:
     """Connected at once: what is wrong shows here, and sends go over this one communicator."""
     from torch._C._distributed_c10d import ProcessGroupNCCL  # builds for CPUs have none
 

@@ -22,6 +22,7 @@ from engine.rank_part import RankPart
 from engine.scheduler import Scheduler
 from engine.step import StepPlan, StepResult
 from parallel.layout import RankLayout
+from parallel.preflight_facts import Transport
 from parallel.process_group import Progress, join_groups
 
 CPU = torch.device("cpu")
@@ -32,9 +33,13 @@ class ThreadedRanks:
     """`StepExecutor` over ranks, one thread each; `build` makes a rank's runner once it is connected."""
 
     def __init__(
-        self, models: list[LoadedModel], build: Callable[[LoadedModel], ModelRunner], shared: Kernels | None
+        self,
+        models: list[LoadedModel],
+        build: Callable[[LoadedModel], ModelRunner],
+        shared: Kernels | None,
+        transport: Transport,
     ) -> None:
-        self._build, self._shared = build, shared
+        self._build, self._shared, self._transport = build, shared, transport
         self._store = dist.HashStore()
         self._plans: list[queue.Queue[tuple[StepPlan, list[tuple[int, int]]] | None]] = [queue.Queue() for _ in models]
         self._results: queue.Queue[StepResult | Exception] = queue.Queue()
@@ -50,7 +55,10 @@ class ThreadedRanks:
             part = model.part
             waits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "progress": Progress()}
             by_memory = partial(join_shared_memory, self._shared, **waits) if self._shared else None
-            groups = join_groups(self._store, part.layout, rank, host="127.0.0.1", join_tensor_group=by_memory, **waits)
+            groups = join_groups(
+                self._store, part.layout, rank, host="127.0.0.1", transport=self._transport, device=model.device,
+                join_tensor_group=by_memory, **waits,
+            )  # fmt: skip
             part.connect(model.module, groups)
             runner = self._build(model)
             while (order := self._plans[rank].get()) is not None:
@@ -92,11 +100,16 @@ def threaded_engine(
     *,
     kernels: Kernels | None = None,
     shared: Kernels | None = None,
+    device: torch.device = CPU,
+    transport: Transport = Transport.GLOO,
 ) -> EngineCore:
-    """An engine whose ranks are threads; they compute with `kernels`, and with `shared` they sum in shared memory."""
+    """An engine whose ranks are threads; they compute with `kernels`, and with `shared` they sum in shared memory.
+
+    All are on one `device`, so that `transport` is not NCCL.
+    """
     checkpoint = read_checkpoint(folder)
     parts = [RankPart(layout, rank) for rank in range(layout.world_size)]
-    loaded = [load_part(checkpoint, config, CPU, kernels, part) for part in parts]
+    loaded = [load_part(checkpoint, config, device, kernels, part) for part in parts]
     max_model_len = config.max_model_len or loaded[0][1]
     assert config.kv_cache_tokens is not None
     num_blocks = config.kv_cache_tokens // config.block_size
@@ -105,7 +118,7 @@ def threaded_engine(
         architecture=checkpoint.architecture,
         weights_revision=checkpoint.weights_revision,
         dtype=str(loaded[0][0].dtype).removeprefix("torch."),
-        device="cpu",
+        device=str(device),
         vocab_size=loaded[0][0].vocab_size,
         max_model_len=max_model_len,
         block_size=config.block_size,
@@ -118,5 +131,5 @@ def threaded_engine(
         cache = build_cache(model, config, num_blocks)
         return build_runner(model, cache, kernels, config, max_model_len=max_model_len, cores=None)
 
-    executor = ThreadedRanks([model for model, _ in loaded], build, shared)
+    executor = ThreadedRanks([model for model, _ in loaded], build, shared, transport)
     return EngineCore(Scheduler(config, info), executor)

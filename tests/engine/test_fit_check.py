@@ -10,7 +10,7 @@ from engine import fit_check, kv_cache
 from engine.checkpoint import Checkpoint, read_checkpoint
 from engine.config import DType, EngineConfig, Offload
 from engine.errors import ConfigError
-from engine.fit_check import check_fit
+from engine.fit_check import Room, check_fit, measure_fit
 from engine.kernels.library import load_kernels
 from engine.kv_cache import free_memory
 from parallel.layout import RankLayout
@@ -128,3 +128,17 @@ def test_cached_files_of_a_container_are_free_memory(tmp_path: Path, monkeypatch
     assert free_memory(CPU) == 650
     (tmp_path / "memory.stat").unlink()
     assert free_memory(CPU) == 100
+
+
+def test_ranks_that_share_a_gpu_need_a_cache_of_a_given_size(checkpoint: Checkpoint) -> None:
+    layout, rooms = RankLayout(2, 1), [Room("a GPU", 1 << 40, (0, 1), is_gpu=True)]
+    measure_fit(checkpoint, EngineConfig(kv_cache_tokens=512), layout, CPU).check(rooms)
+    with pytest.raises(ConfigError, match=r"engine\.kv_cache_tokens = None: ranks share a GPU"):
+        measure_fit(checkpoint, EngineConfig(max_model_len=64), layout, CPU).check(rooms)
+
+
+def test_each_memory_is_checked_for_its_own_ranks(checkpoint: Checkpoint) -> None:
+    fit = measure_fit(checkpoint, EngineConfig(dtype=DType.FLOAT16), RankLayout(1, 2), CPU)
+    fit.check([Room("node-a", 8 * MIB, (0,)), Room("node-b", 8 * MIB, (1,))])
+    with pytest.raises(ConfigError, match=r"node-b has 1\.0 MiB free"):
+        fit.check([Room("node-a", 8 * MIB, (0,)), Room("node-b", 1 * MIB, (1,))])

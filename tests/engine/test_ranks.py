@@ -20,6 +20,7 @@ from engine.rank_part import RankPart
 from engine.request import GenerateRequest
 from engine.startup import start_engine
 from parallel.layout import LayoutError, RankLayout
+from parallel.preflight_facts import Transport
 from tests.engine.drive_engine import drive, request, tokens
 from tests.engine.rank_world import threaded_engine
 from tests.engine.test_exactness import TIGHT, prompts
@@ -63,6 +64,13 @@ def test_many_ranks_say_what_one_says(model_type: str, tmp_path: Path) -> None:
     layouts = [RankLayout(2, 1), RankLayout(4, 1)] if model_type in ONE_STAGE else FOUR_RANKS
     for layout in layouts:
         assert answers(threaded_engine(folder, CONFIG, layout, shared=load_kernels()), asked) == expected, layout
+
+
+def test_tensors_that_go_through_the_memory_of_the_host(tmp_path: Path) -> None:
+    folder = save_tiny_model("llama", tmp_path, **ODD_VOCABULARY)
+    asked, layout = arrivals(4), RankLayout(2, 2)
+    expected = answers(start_engine(str(folder), CONFIG)[0], asked)
+    assert answers(threaded_engine(folder, CONFIG, layout, transport=Transport.STAGED), asked) == expected
 
 
 @pytest.mark.parametrize(
