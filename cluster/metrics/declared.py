@@ -78,7 +78,7 @@ CALLS = _counter(
 CALLS_RUNNING = _gauge(Source.GATEWAY, "requests_running", "model", "Calls under way, waiting ones included.")
 PROMPT_TOKENS = _counter(
     Source.GATEWAY, "prompt_tokens", "model tenant",
-    "Prompt tokens of ended calls that were given a replica, each prompt once.",
+    "Prompt tokens of ended calls that were given a replica, each prompt once, a resumed stream's not again.",
 )  # fmt: skip
 CACHED_TOKENS = _counter(
     Source.GATEWAY,
