@@ -19,8 +19,9 @@ from cluster.api.handle_api import HandleApi
 from cluster.calls.calls import Calls
 from cluster.config import Edge, MantaConfig, ModelConfig, require_auth
 from cluster.gateway.app import build_gateway
-from cluster.gateway.layers import bearer
+from cluster.gateway.layers import Identify, bearer
 from cluster.health.gateway_health import GatewayHealth
+from cluster.metrics import declared
 from cluster.metrics.gateway_metrics import GatewayMetrics
 from cluster.streams.dispatcher import Dispatcher
 from cluster.streams.link import ShardListener
@@ -75,7 +76,7 @@ class GatewayDeployment:
         models = await asyncio.to_thread(_load_models, self._config)
         self._health = GatewayHealth(list(models), self._dispatcher, self._metrics)
         self._links.on_tick.append(self._health.on_tick)
-        identify = bearer(open_auth(self._config.auth)) if self._config.auth.is_on else None
+        identify = self._ask_who() if self._config.auth.is_on else None
         board = self._health.board
         self._app = build_gateway(
             models, self._dispatcher, self._config.gateway, identify, copies, calls, self._metrics, board
@@ -97,6 +98,12 @@ class GatewayDeployment:
     async def _drain(self) -> None:
         self._health.board.leave()
         await drain_gateway(self._dispatcher, self._door, self._config.gateway.drain_s)
+
+    def _ask_who(self) -> Identify:
+        authenticate = open_auth(self._config.auth)
+        self._metrics.read_from(declared.AUTH_REFUSALS, lambda: authenticate.refusals)
+        self._metrics.read_from(declared.KEY_FETCHES, lambda: authenticate.key_fetches)
+        return bearer(authenticate)
 
     async def __call__(self, request: Request) -> Response:
         return _Forward(self._app)

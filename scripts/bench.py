@@ -1,4 +1,4 @@
-"""`python -m scripts.bench engine|gateway|metrics|router|ranks|offload|overload ...`: what the parts do and cost.
+"""`python -m scripts.bench engine|gateway|auth|metrics|router|ranks|offload|overload ...`: what the parts do and cost.
 
 Without Ray, but for `overload`, which starts `manta serve`.
 """
@@ -6,12 +6,22 @@ Without Ray, but for `overload`, which starts `manta serve`.
 import argparse
 import sys
 
-from scripts import bench_engine, bench_gateway, bench_metrics, bench_offload, bench_overload, bench_ranks, bench_router
+from scripts import (
+    bench_auth,
+    bench_engine,
+    bench_gateway,
+    bench_metrics,
+    bench_offload,
+    bench_overload,
+    bench_ranks,
+    bench_router,
+)
 
 _KINDS = {
     "engine": bench_engine,
     "gateway": bench_gateway,
     "metrics": bench_metrics,
+    "auth": bench_auth,
     "router": bench_router,
     "ranks": bench_ranks,
     "offload": bench_offload,

@@ -49,6 +49,11 @@ class Authenticator:
         self._one_at_a_time = asyncio.Lock()
         self.refusals: Counter[str] = Counter()
 
+    @property
+    def key_fetches(self) -> Counter[str]:
+        """Of all issuers' keys, by their outcome."""
+        return sum((issuer.keys.outcomes for issuer in self._issuers.values()), Counter())
+
     async def __call__(self, authorization: str | None) -> Principal:
         """Who asks; Unauthorized, or KeysUnavailable when an issuer's keys cannot be had."""
         try:

@@ -7,10 +7,13 @@ from typing import Any
 import msgspec
 
 from cluster.api.schema import ErrorResponse
+from cluster.auth.access import Access
 from cluster.gateway.endpoints import Endpoint
 
 _ERRORS = {
     400: "A field is wrong; `param` names it",
+    401: "No valid API key or token, where the server asks for one",
+    403: "Not with this API key or token",
     404: "No such model, or no such stream",
     408: "The body did not arrive in time",
     413: "The body is too large",
@@ -22,6 +25,7 @@ _ERRORS = {
     503: "Too busy, or no replica is ready; `Retry-After` says when to try again",
     504: "The request ran out of time",
 }
+_ACCESS_STATUSES = {Access.OPEN: (), Access.USER: (401,), Access.ADMIN: (401, 403)}
 _DESCRIPTION = """The OpenAI API for the models served here, with the fields that vLLM's clients add.
 
 Every answer carries `X-Request-Id` (yours, if you send one). Errors have the OpenAI error body. Fields that are not
@@ -52,7 +56,7 @@ def openapi_document(endpoints: Sequence[Endpoint], version: str) -> dict[str, A
         "openapi": "3.1.0",
         "info": {"title": "Manta", "version": version, "description": _DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
 
 
@@ -69,12 +73,13 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
         str(status): {"description": "The answer", "content": content} for status in endpoint.answer_statuses
     }
     error = {"application/json": {"schema": schema_of[ErrorResponse]}}
-    for status in endpoint.error_statuses:
+    for status in (*endpoint.error_statuses, *_ACCESS_STATUSES[endpoint.access]):
         responses[str(status)] = {"description": _ERRORS[status], "content": error}
     operation: dict[str, Any] = {
         "operationId": f"{endpoint.method.lower()}{path.replace('/', '_').replace('{', '').replace('}', '')}",
         "summary": endpoint.summary,
         "responses": responses,
+        "security": [] if endpoint.access is Access.OPEN else [{"bearer": []}, {}],
     }
     if endpoint.body is not None:
         body = {"application/json": {"schema": schema_of[endpoint.body]}}

@@ -95,6 +95,12 @@ ERROR_ANSWERS = _counter(
 AUTH_FAILURES = _counter(
     Source.GATEWAY, "auth_failures", "code", "Of those, requests of somebody who is not known or not allowed."
 )
+AUTH_REFUSALS = _counter(
+    Source.GATEWAY, "auth_refusals", "reason", "Credentials that were not believed, by what is wrong with them."
+)
+KEY_FETCHES = _counter(
+    Source.GATEWAY, "key_fetches", "outcome", "Fetches of an issuer's keys: `ok`, `failed` (the last good ones stay)."
+)
 PROBES = _counter(
     Source.GATEWAY, "probes", "model outcome",
     "Requests of one token by which an idle gateway tries whether a model answers: `passed`, `failed`, `busy`.",

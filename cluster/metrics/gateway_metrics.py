@@ -1,14 +1,14 @@
 """GatewayMetrics: what one gateway counts, and the page of all numbers that it answers `GET /metrics` with."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import Receive, Scope, Send
 
 from cluster.frames import ReplicaInfo
 from cluster.metrics import declared
 from cluster.metrics.call_meters import CallMeters
-from cluster.metrics.declared import Source
+from cluster.metrics.declared import Metric, Source
 from cluster.metrics.exposition import CONTENT_TYPE, render
 from cluster.metrics.instruments import Instruments
 from cluster.metrics.scrapes import Scrapes
@@ -26,6 +26,11 @@ class GatewayMetrics:
         self.calls = CallMeters(self.instruments)
         self.scrapes = Scrapes(self.snapshot, lambda: dispatcher.live_shards)
         self._dispatcher = dispatcher
+        self._counted_elsewhere: list[tuple[Metric, Callable[[], Mapping[str, int]]]] = []
+
+    def read_from(self, metric: Metric, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Of this metric each snapshot tells what `counts` then gives, by its one label."""
+        self._counted_elsewhere.append((metric, counts))
 
     def replicas(self) -> Mapping[str, ReplicaInfo]:
         """Those that some shard announces, by id."""
@@ -34,6 +39,9 @@ class GatewayMetrics:
     def snapshot(self) -> Snapshot:
         """This gateway's numbers, now."""
         self.instruments.number(declared.LIVE_SHARDS).value = len(self._dispatcher.live_shards)
+        for metric, counts in self._counted_elsewhere:
+            for label, count in counts().items():
+                self.instruments.number(metric, label).value = count
         return Snapshot(Source.GATEWAY, self._dispatcher.name, self.instruments.families())
 
     async def send_page(self, scope: Scope, receive: Receive, send: Send) -> None:

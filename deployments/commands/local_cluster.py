@@ -12,8 +12,10 @@ from ray import serve
 
 from cluster.config import Edge, MantaConfig
 from deployments.app import APP_NAME
+from deployments.commands.ray_environment import AUTH_MODE
 from deployments.commands.router_status import merge_status
 from deployments.router_actor import NAMESPACE, router_name
+from engine.errors import ConfigError
 
 _QUIET = {
     "RAY_DEDUP_LOGS": "0",
@@ -33,6 +35,9 @@ def local_ray(config: MantaConfig, address: str | None) -> Iterator[None]:
     if address is not None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     else:
+        if os.environ.get(AUTH_MODE) == "disabled":
+            danger = "Ray Serve listens on every address, and would run what any stranger sends it; unset it"
+            raise ConfigError(AUTH_MODE, "disabled", danger)
         cpus = max(os.cpu_count() or 1, sum(model.replicas * model.num_ranks for model in config.models))
         ray.init(
             num_cpus=cpus,

@@ -40,6 +40,9 @@ class Protected:
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
         return httpx.post(f"{self.server.url}/v1/completions", json=BODY, headers=headers, timeout=30.0)
 
+    def metrics(self, credential: str) -> httpx.Response:
+        return httpx.get(f"{self.server.url}/metrics", headers={"Authorization": f"Bearer {credential}"}, timeout=30.0)
+
 
 @pytest.fixture(scope="module")
 def protected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Protected]:
@@ -85,6 +88,13 @@ def test_keys_and_tokens_open_it_until_they_are_revoked(
     assert "is revoked" in printed(capsys, "key", "--file", file, "revoke", key.split("_")[1])
     wait_for(protected, key, 401)
     assert protected.ask(token).status_code == 200
+
+    admin = printed(capsys, "key", "--file", file, "create", "--admin")
+    wait_for(protected, admin, 200)
+    told = {who: protected.metrics(who) for who in (token, admin)}
+    assert [answer.status_code for answer in told.values()] == [403, 200]
+    for counted in ('reason="missing"} ', 'reason="revoked"} ', 'outcome="ok"} 1'):
+        assert counted in told[admin].text
 
 
 def wait_for(protected: Protected, credential: str, status: int) -> None:

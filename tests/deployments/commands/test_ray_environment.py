@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import MantaConfig
 from deployments.commands import ray_environment
+from deployments.commands.local_cluster import local_ray
 from deployments.commands.ray_environment import AUTH_MODE, OUTER_ADDRESSES, is_loopback, prepare_to_join
+from engine.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +70,9 @@ def test_a_cluster_that_runs_on_this_host_counts(monkeypatch: pytest.MonkeyPatch
 )
 def test_loopback_addresses(address: str, loopback: bool) -> None:
     assert is_loopback(address) is loopback
+
+
+def test_a_cluster_that_asks_nobody_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTH_MODE, "disabled")
+    with pytest.raises(ConfigError, match="run what any stranger sends it; unset it"), local_ray(MantaConfig(), None):
+        raise AssertionError
