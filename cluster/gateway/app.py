@@ -14,7 +14,7 @@ from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig
 from cluster.console.console_endpoints import console_endpoints
 from cluster.gateway.api_docs import ApiDocs
-from cluster.gateway.endpoints import Endpoint, list_endpoints
+from cluster.gateway.endpoints import Endpoint, health_endpoints, list_endpoints
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe, untold
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
@@ -44,13 +44,15 @@ def build_gateway(
     be resumed nowhere. `calls` admits and records; it is shared with the other ways in. Without `metrics` nobody
     counts, and there is no page of them and no console; without a `board` nobody is told of its health.
     """
+    tells_why = identify is None
     if identify is None:
         identify = believe(config.tenant_header) if config.tenant_header else anyone
     version = _version()
     serving = Serving(models, generator, config, copies, calls)
-    endpoints = list_endpoints(serving, version, metrics, board)
+    endpoints = list_endpoints(serving, version, metrics)
     completions = Completions(serving)
     endpoints += [*tgi_endpoints(serving, completions, version), *kserve_endpoints(serving, completions, version)]
+    endpoints += health_endpoints(board, tells_why)
     if metrics is not None:
         endpoints += console_endpoints(metrics)
     docs = ApiDocs(openapi_document(endpoints, version))

@@ -64,9 +64,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return (self.path, *self.aliases)
 
 
-def list_endpoints(
-    serving: Serving, version: str, metrics: GatewayMetrics | None, board: HealthBoard | None
-) -> list[Endpoint]:
+def list_endpoints(serving: Serving, version: str, metrics: GatewayMetrics | None) -> list[Endpoint]:
     """The whole API."""
     tokens = TokenEndpoints(serving, version)
     of_chat = Generating(serving, CHAT, Chat(serving), ChatRequest)
@@ -160,19 +158,21 @@ def list_endpoints(
             answer=Version,
             run=getting(tokens.version),
         ),
-        *_health(board),
         *_metrics(metrics),
     ]
 
 
-def _health(board: HealthBoard | None) -> list[Endpoint]:
+def health_endpoints(board: HealthBoard | None, tells_why: bool) -> list[Endpoint]:
+    """What a probe asks. They are open to all, so strangers are told the status alone: reasons name models."""
     if board is None:
         return []
 
     def answering(path: str) -> Asgi:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             query = parse_qs(scope["query_string"].decode("latin-1"))
-            answer = board.answer(path, query.get("model", [""])[0])
+            answer = board.answer(path, query.get("model", [""])[0] if tells_why else "")
+            if not tells_why:
+                answer = HealthAnswer(status=answer.status, why=[])
             await send_json(send, answer.http_status, msgspec.json.encode(answer))
 
         return run

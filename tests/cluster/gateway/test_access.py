@@ -20,12 +20,20 @@ from cluster.gateway.app import build_gateway
 from cluster.gateway.endpoints import Endpoint, list_endpoints
 from cluster.gateway.http_exchange import send_json
 from cluster.gateway.layers import bearer
+from cluster.health.board import HealthBoard
+from cluster.metrics.gateway_metrics import GatewayMetrics
+from cluster.streams.dispatcher import Dispatcher
 from tests.cluster.auth.auth_world import Clock, Publisher, authenticator, key_of, key_set, token
 from tests.cluster.gateway_world import client, local_generator, served_model
 from tests.cluster.local_engine import LocalGenerator
 
 #: All that anybody may see.
-OPEN = {"/health", "/v2/health/live"}
+OPEN = {
+    "/health", "/v2/health/live", "/health/live", "/health/ready", "/health/progress",
+    "/console", "/console/console.js", "/console/console.css",
+}  # fmt: skip
+#: All that users may not.
+FOR_ADMINS = {"/metrics", "/console/fleet"}
 
 USER, USER_KEPT = make_key("acme", ["small"], False, None)
 ADMIN, ADMIN_KEPT = make_key("ops", ["*"], True, None)
@@ -46,7 +54,10 @@ def protected(generator: LocalGenerator, **settings: Any) -> ASGIApp:
         Publisher(key_set(key_of(Family.EDDSA))), Clock(), api_keys=lambda: ApiKeys([USER_KEPT, ADMIN_KEPT])
     )
     models = {name: msgspec.structs.replace(served_model(), name=name) for name in ("small", "large")}
-    return build_gateway(models, generator, GatewayConfig(**settings), bearer(asked))
+    return build_gateway(
+        models, generator, GatewayConfig(**settings), bearer(asked),
+        metrics=GatewayMetrics(Dispatcher("g")), board=HealthBoard(list(models)),
+    )  # fmt: skip
 
 
 def with_key(app: ASGIApp, key: str) -> httpx.AsyncClient:
@@ -74,7 +85,7 @@ async def test_nothing_but_the_health_probe_is_open() -> None:
             for headers in WRONG:
                 answer = await http.request(method, path, headers=headers)
                 if path in OPEN:
-                    assert answer.status_code == 200, path
+                    assert answer.status_code in (200, 503), path
                     continue
                 assert answer.status_code == 401, f"{method} {path} is open"
                 assert answer.headers["www-authenticate"] == 'Bearer realm="manta"'
@@ -88,8 +99,16 @@ async def test_a_credential_opens_what_is_for_users() -> None:
         for key in (USER, token()):
             async with with_key(app, key) as http:
                 for path, method in routes(app):
-                    assert (await http.request(method, path)).status_code not in (401, 403), path
+                    status = (await http.request(method, path)).status_code
+                    assert (status == 403) == (path in FOR_ADMINS) and status != 401, path
                 assert (await http.get("/nowhere")).status_code == 404
+
+
+async def test_health_names_no_model_to_strangers() -> None:
+    async with local_generator() as generator, client(protected(generator)) as http:
+        answers = [await http.get(f"/health/ready{query}") for query in ("", "?model=small", "?model=egral")]
+    assert {answer.text for answer in answers} == {'{"status":"unhealthy","why":[]}'}
+    assert {answer.status_code for answer in answers} == {503}
 
 
 async def test_two_credentials_are_none() -> None:
