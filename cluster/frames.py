@@ -43,6 +43,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True):
     pids: list[int]  #: process id per rank, rank 0 first
     node: str
     engine: EngineInfo
+    rank_hosts: list[str] = []  #: address per rank, where they may be on others than `host`
 
 
 class Enqueue(Frame, frozen=True, tag="enqueue"):

@@ -48,6 +48,7 @@ class ReplicaDeployment:
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
         self._rank: int = context.rank.rank if context.rank is not None else 0
+        self._rank_hosts: list[str] = []
         self._dead: EngineDead | None = None
         self._watch = EngineWatch()
         self._loop = asyncio.get_running_loop()
@@ -60,7 +61,7 @@ class ReplicaDeployment:
         self._replica = Replica(core, shards.secret, self._on_dead)
         home = preferred_shard(self._rank, self._model.replicas, shards.count)
         host, pids = ray.util.get_node_ip_address(), list(info.rank_pids) or [os.getpid()]
-        me = ReplicaInfo(self._replica_id, model, host, 0, pids, os.uname().nodename, info)
+        me = ReplicaInfo(self._replica_id, model, host, 0, pids, os.uname().nodename, info, self._rank_hosts)
         settle_heap()
         self._gpus = watch_gpus() if info.device.startswith("cuda") else None
         await self._replica.start(me, shards, home, self._leave.begin, self._gpus)
@@ -83,11 +84,13 @@ class ReplicaDeployment:
                 model.location, model.engine, cores=place.cores[0], num_replicas=place.num_sharing, progress=tell
             )
         layout = RankLayout(model.tensor_parallel, model.pipeline_parallel)
+        spawner = ReplicaSpawner(self._config, model)
+        self._rank_hosts = [spawner.hosts[layout.position(rank).pp_rank] for rank in range(layout.world_size)]
         return start_engine_of_ranks(
             model.location,
             model.engine,
             layout,
-            spawner=ReplicaSpawner(self._config, model),
+            spawner=spawner,
             rank_timeout_s=model.rank_timeout_s,
             num_spares=model.spare_ranks,
             progress=tell,

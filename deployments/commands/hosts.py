@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.commands.joined_cluster import NotServing, joined_cluster
+from deployments.commands.local_cluster import router_status
 from deployments.commands.placement import place_replicas
 from deployments.commands.start_progress import StartProgress
 
@@ -36,8 +38,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_hosts() -> list[dict[str, Any]]:
-    """Each host that Ray knows, the dead ones too, with the Serve replicas on it by deployment."""
+    """Each host that Ray knows, the dead ones too, with the Serve replicas on it by deployment.
+
+    `ranks`: of the replicas whose ranks are on several hosts, by replica id.
+    """
     placed = place_replicas()
+    ranks = ranks_by_host((router_status() or {}).get("replicas", []))
     return [
         {
             "address": node["NodeManagerAddress"],
@@ -46,9 +52,20 @@ def read_hosts() -> list[dict[str, Any]]:
             "cpus": node["Resources"].get("CPU", 0),
             "gpus": node["Resources"].get("GPU", 0),
             "replicas": placed.get(node["NodeID"], {}),
+            "ranks": ranks.get(node["NodeManagerAddress"], {}) if node["Alive"] else {},
         }
         for node in sorted(ray.nodes(), key=lambda node: (not node["Alive"], node["NodeManagerAddress"]))
     ]
+
+
+def ranks_by_host(replicas: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """By address, then replica id."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for replica in replicas:
+        hosts = replica["rank_hosts"]
+        for rank, host in enumerate(hosts if len(set(hosts)) > 1 else ()):
+            found.setdefault(host, {}).setdefault(replica["replica_id"], []).append(rank)
+    return found
 
 
 def _wait(wanted: int, timeout_s: float, progress: StartProgress) -> None:
@@ -70,7 +87,9 @@ def _wait(wanted: int, timeout_s: float, progress: StartProgress) -> None:
 def _show(hosts: list[dict[str, Any]], console: Console) -> None:
     table = Table("host", "state", "CPUs", "GPUs", "runs", "node id")
     for host in hosts:
-        runs = ", ".join(f"{count} {name}" for name, count in sorted(host["replicas"].items()))
+        placed = [f"{count} {name}" for name, count in sorted(host["replicas"].items())]
+        placed += [f"ranks {', '.join(map(str, ranks))} of {replica}" for replica, ranks in host["ranks"].items()]
+        runs = "; ".join(placed)
         state = "alive" if host["is_alive"] else "dead"
         table.add_row(host["address"], state, f"{host['cpus']:g}", f"{host['gpus']:g}", runs or "-", host["node_id"])
     console.print(table)

@@ -69,13 +69,22 @@ def _replica_row(replica: dict[str, Any], with_host: bool) -> list[str]:
         replica["model"],
         str(replica["shard"]),
         *[replica["host"]] * with_host,
-        ", ".join(f"{rank}: {pid}" for rank, pid in enumerate(replica["pids"])),
+        "\n".join(_ranks(replica)),
         _state(replica),
         str(load.get("num_running", "-")),
         str(load.get("num_waiting", "-")),
         "-" if free is None else f"{100 * (num_blocks - free) / num_blocks:.0f} %",
         str(load.get("step", "-")),
     ]
+
+
+def _ranks(replica: dict[str, Any]) -> list[str]:
+    """A line for each host that they are on, which is named where there are several."""
+    hosts = replica["rank_hosts"] or [replica["host"]] * len(replica["pids"])
+    lines: dict[str, list[str]] = {}
+    for rank, (host, pid) in enumerate(zip(hosts, replica["pids"], strict=True)):
+        lines.setdefault(host, []).append(f"{rank}: {pid}")
+    return [", ".join(ranks) + f" on {host}" * (len(lines) > 1) for host, ranks in lines.items()]
 
 
 def _state(replica: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ def replica(name: str, host: str) -> dict[str, Any]:
     return {
         "replica_id": name, "model": "demo", "shard": 0, "host": host, "pids": [1234567], "load": load,
         "engine": {"num_blocks": 1024, "num_rebuilds": 0}, "is_draining": False, "comes_back": False,
-        "report_age_s": 0.1, "breaker": "closed",
+        "report_age_s": 0.1, "breaker": "closed", "rank_hosts": [],
     }  # fmt: skip
 
 
@@ -45,3 +45,10 @@ def test_a_replica_whose_ranks_were_or_are_replaced_says_so() -> None:
     assert "…" not in text
     for word in ("rebuilt", "2x", "rebuild ", "drains"):
         assert word in text
+
+
+def test_ranks_on_several_hosts_tell_which() -> None:
+    spread = {**replica("ab12cd34", "10.0.0.1"), "pids": [11, 12, 21, 22]}
+    text = shown({**spread, "rank_hosts": ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"]})
+    assert "0: 11, 1: 12 on 10.0.0.1" in text and "2: 21, 3: 22 on 10.0.0.2" in text
+    assert "on 10.0.0.1" not in shown({**spread, "rank_hosts": ["10.0.0.1"] * 4})
