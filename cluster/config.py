@@ -184,10 +184,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = 600.0
     tensor_parallel: Annotated[
-        int, Meta(ge=1, le=64, description="Processes (ranks) that each hold a part of every layer. On one host, CPU.")
+        int, Meta(ge=1, le=64, description="Processes (ranks) that each hold a part of every layer; on one host.")
     ] = 1
     pipeline_parallel: Annotated[
-        int, Meta(ge=1, le=64, description="Stages that each hold some of the layers. On one host, CPU.")
+        int, Meta(ge=1, le=64, description="Stages that each hold some of the layers; each may be on another host.")
     ] = 1
     rank_timeout_s: Annotated[
         float,

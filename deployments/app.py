@@ -75,21 +75,21 @@ def _placement(model: ModelConfig) -> dict[str, Any]:
     The replica's own process is in the first. Stages on CPUs go to hosts of their own where there are any, for what
     they wait for is their host's memory; stages on GPUs stay together where they fit.
     """
-    uses_gpu = _uses_gpu(model)
-    stage = _resources(model, uses_gpu)
-    options: dict[str, Any] = {"ray_actor_options": stage}
-    if model.pipeline_parallel > 1:
-        bundle = {"CPU": stage["num_cpus"]} | ({"GPU": stage["num_gpus"]} if uses_gpu else {})
-        options["placement_group_bundles"] = [bundle] * model.pipeline_parallel
-        options["placement_group_strategy"] = "PACK" if uses_gpu else "SPREAD"
+    bundles = bundles_of(model)
+    first = bundles[0]
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": first["CPU"], "num_gpus": first.get("GPU", 0)}}
+    if len(bundles) > 1:
+        options["placement_group_bundles"] = bundles
+        options["placement_group_strategy"] = "PACK" if "GPU" in first else "SPREAD"
     return options
 
 
-def _resources(model: ModelConfig, uses_gpu: bool) -> dict[str, Any]:
-    """Of one stage: a GPU for each rank; else a share of a CPU that lets all replicas of a small host be placed."""
-    if uses_gpu:
-        return {"num_gpus": model.tensor_parallel, "num_cpus": model.tensor_parallel}
-    return {"num_cpus": 0.01 if model.is_chain else CPUS_OF_RANK * model.tensor_parallel}
+def bundles_of(model: ModelConfig) -> list[dict[str, float]]:
+    """By stage: a GPU for each rank, or a share of a CPU that lets all replicas of a small host be placed."""
+    size = model.tensor_parallel
+    if _uses_gpu(model):
+        return [{"CPU": size, "GPU": size}] * model.pipeline_parallel
+    return [{"CPU": 0.01 if model.is_chain else CPUS_OF_RANK * size}] * model.pipeline_parallel
 
 
 def _uses_gpu(model: ModelConfig) -> bool:

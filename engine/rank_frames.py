@@ -12,6 +12,7 @@ A secret belongs to one replica: the driver draws it and hands it to the ranks w
 """
 
 import socket
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -172,6 +173,7 @@ class DriverConnection:
         name = str(start.rank)
         self.send(Hello(ROLE, name, prove(start.secret, challenge.nonce, ROLE, name)))
         self._socket.settimeout(None)
+        _break_when_silent(self._socket, start.timeout_s)
 
     def send(self, frame: Frame) -> None:
         """Raises OSError when the driver is gone."""
@@ -188,7 +190,7 @@ class DriverConnection:
             while not self._waiting:
                 try:
                     data = self._socket.recv(_CHUNK)
-                except ConnectionError:
+                except OSError:
                     data = b""
                 if not data:
                     raise DriverGone
@@ -199,11 +201,23 @@ class DriverConnection:
         """Whether an `Abandon` is among what has come; for the time in which nobody receives."""
         if self._receiving.acquire(blocking=False):
             try:
-                with suppress(BlockingIOError, ConnectionError):
+                with suppress(OSError):
                     self._waiting += self._decoder.feed(self._socket.recv(_CHUNK, socket.MSG_DONTWAIT))
             finally:
                 self._receiving.release()
         return any(isinstance(frame, Abandon) for frame in tuple(self._waiting))
+
+
+def _break_when_silent(connection: socket.socket, timeout_s: float) -> None:
+    """Let the kernel break the connection when the peer's host has not answered for about so long: it has no power or
+    no network. (A frozen peer's host answers.)"""
+    if sys.platform == "linux":
+        looks = max(2, round(timeout_s / 2))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, looks)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, looks)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
 
 
 def read_start(stream: Any) -> RankStart:

@@ -19,6 +19,8 @@ from parallel.layout import RankLayout
 
 LOOPBACK = "127.0.0.1"
 _END_S = 5.0
+#: A rank asks a name server only because torch looks up the names of addresses to log them: it need not wait for it.
+_DEFAULTS = {"RES_OPTIONS": "timeout:1 attempts:1"}
 
 
 class StagePlace(msgspec.Struct, frozen=True):
@@ -157,7 +159,8 @@ def _launch(*options: str) -> HostProcess:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "engine.rank_process", *options]
-    return HostProcess(subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}))
+    environment = {**_DEFAULTS, **os.environ, "PYTHONPATH": path}
+    return HostProcess(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
 
 
 def on_this_host(layout: RankLayout, cores: Sequence[CoreShare] = (), num_sharing: int = 1) -> HostSpawner:

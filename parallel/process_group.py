@@ -29,6 +29,9 @@ _NCCL_PATIENCE = 2.0
 _LEAST_HEARTBEAT_S = 120
 
 
+STORE_CONNECT_S = 30.0
+
+
 class CollectiveFailed(RuntimeError):
     """A collective ended in an error or waited longer than the group's timeout: a peer has died or hangs."""
 
@@ -54,16 +57,23 @@ def listen_store(host: str, timeout_s: float) -> TCPStore:
     listener = socket.create_server((host, 0))
     port = listener.getsockname()[1]
     # TCPStore would listen on every address of the host; handed a socket, it listens where that is bound.
-    return TCPStore(
-        host, port, None, True, timedelta(seconds=timeout_s), wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )  # fmt: skip
+    return _connect_store(host, port, timeout_s, listener.detach())
 
 
 def reach_store(host: str, port: int, generation: int, timeout_s: float) -> Store:
     """The driver's store, seen from a rank of this generation of the group."""
-    store = TCPStore(host, port, None, False, timedelta(seconds=timeout_s), wait_for_workers=False)
-    return PrefixStore(f"generation{generation}", store)
+    return PrefixStore(f"generation{generation}", _connect_store(host, port, timeout_s))
+
+
+def _connect_store(host: str, port: int, timeout_s: float, listener: int | None = None) -> TCPStore:
+    """`timeout_s` is for what is asked of it. Connecting has longer: torch looks up the address' name, to log it, which
+    takes 10 s where no name server answers."""
+    patience = timedelta(seconds=max(timeout_s, STORE_CONNECT_S))
+    store = TCPStore(
+        host, port, None, listener is not None, patience, wait_for_workers=False, master_listen_fd=listener
+    )
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store
 
 
 class TorchGroup:

@@ -12,11 +12,13 @@ from ray.serve import RunTarget
 from ray.serve.schema import ApplicationStatus
 from rich.console import Console
 
+from cluster.config import MantaConfig
 from deployments.app import APP_NAME, build_app
 from deployments.commands.config import add_config_arguments, config_from
 from deployments.commands.joined_cluster import joined_cluster
 from deployments.commands.local_cluster import start_serve
 from deployments.commands.placement import gateway_urls, require_reachable
+from deployments.commands.room import RoomWatch
 from deployments.commands.serving_session import StartFailed, raise_failure
 from deployments.commands.start_progress import StartProgress
 
@@ -37,15 +39,16 @@ def run(args: argparse.Namespace) -> int:
         start_serve(config)
         serve.run_many([RunTarget(build_app(config), name=APP_NAME)], wait_for_applications_running=False)
         progress.say("deploying")
-        _wait_until_done(progress, args.timeout)
+        _wait_until_done(config, progress, args.timeout)
         progress.say(f"answers on {', '.join(gateway_urls(config))}")
         progress.say("deployed; what the old replicas still run goes on to its end")
     return 0
 
 
-def _wait_until_done(progress: StartProgress, timeout_s: float) -> None:
+def _wait_until_done(config: MantaConfig, progress: StartProgress, timeout_s: float) -> None:
     """Until the new replicas serve, and only they."""
     until, shown = time.monotonic() + timeout_s, ""
+    room = RoomWatch(config, progress)
     while True:
         app: Any = serve.status().applications[APP_NAME]
         states = {
@@ -59,6 +62,7 @@ def _wait_until_done(progress: StartProgress, timeout_s: float) -> None:
         if app.status == ApplicationStatus.RUNNING:
             return
         raise_failure()
+        room.look()
         if time.monotonic() > until:
-            raise StartFailed(f"not done after {timeout_s:.0f} s; it goes on without this command")
+            raise StartFailed(f"not done after {timeout_s:.0f} s; {room.blame('it goes on without this command')}")
         time.sleep(POLL_S)

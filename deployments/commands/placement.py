@@ -30,7 +30,7 @@ class OnlyLoopback(MantaError):
 def place_replicas() -> dict[str, dict[str, int]]:
     """Running replicas by node id, then deployment."""
     placed: dict[str, Counter[str]] = {}
-    for name, deployment in _deployments().items():
+    for name, deployment in list_deployments().items():
         for replica in deployment["replicas"]:
             if replica["state"] == "RUNNING":
                 placed.setdefault(replica["node_id"], Counter())[name] += 1
@@ -54,7 +54,8 @@ def gateway_urls(config: MantaConfig) -> list[str]:
     details = _details()
     doors: list[dict[str, Any]] = list((details.get("proxies") or {}).values())
     if not doors:
-        doors = [door for door in _deployments().get("gateway", {}).get("replicas", []) if door["state"] == "RUNNING"]
+        gateways = list_deployments().get("gateway", {}).get("replicas", [])
+        doors = [door for door in gateways if door["state"] == "RUNNING"]
     return sorted({_url(door["node_ip"], port) for door in doors})
 
 
@@ -62,7 +63,8 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _deployments() -> dict[str, Any]:
+def list_deployments() -> dict[str, Any]:
+    """As Serve tells of them; nothing where the app is not."""
     app = (_details().get("applications") or {}).get(APP_NAME) or {}
     found: dict[str, Any] = app.get("deployments") or {}
     return found

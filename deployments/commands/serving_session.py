@@ -17,6 +17,7 @@ from cluster.config import MantaConfig
 from deployments.app import APP_NAME, build_app
 from deployments.commands.local_cluster import local_ray, router_status, start_serve, stop_app
 from deployments.commands.placement import gateway_urls, require_reachable
+from deployments.commands.room import RoomWatch, require_room
 from deployments.commands.start_progress import StartProgress
 from engine.errors import MantaError
 
@@ -40,6 +41,8 @@ def serve_until_stopped(config: MantaConfig, address: str | None, start_timeout_
     progress.say("starting Ray")
     with local_ray(config, address):
         require_reachable(config)
+        if address is None:
+            require_room(config)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which sets handlers of its own
             signal.signal(number, lambda *_: _stop_or_insist(stop))
@@ -71,15 +74,17 @@ def _stop_or_insist(stop: threading.Event) -> None:
 def _wait_ready(config: MantaConfig, progress: StartProgress, stop: threading.Event, timeout_s: float) -> bool:
     """Until every replica has announced itself and HTTP answers; False when asked to stop."""
     wanted = sum(model.replicas for model in config.models)
-    until = time.monotonic() + timeout_s
+    until, room = time.monotonic() + timeout_s, RoomWatch(config, progress)
     while not stop.wait(POLL_S):
         status = router_status() or {}
         progress.show(status.get("starting", {}))
         if len(status.get("replicas", [])) >= wanted and _http_ready(config):
             return True
         raise_failure()
+        room.look()
         if time.monotonic() > until:
-            raise StartFailed(f"not ready after {timeout_s:.0f} s; give more time with --start-timeout")
+            why = room.blame("give more time with --start-timeout")
+            raise StartFailed(f"not ready after {timeout_s:.0f} s; {why}")
     return False
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.live_server import LiveServer
 from tests.e2e.two_hosts import SECOND
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 def test_stages_on_two_hosts(live_server: LiveServer, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cluster.auth.api_keys import KeyFile, make_key, write_key_file
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = os.environ.get("MANTA_NETNS", "")
 PREFIX, NET = "mnta", "10.78.0"
+CPUS = 4  #: of each host, as it says: room for what a lost one held
 
 
 def why_not() -> str:
@@ -45,7 +46,8 @@ class Hosts:
             "NH_NET": NET,
             "NH_DIR": str(self.folder / "hosts"),
             "NH_KEEP": str(ROOT),
-            "NH_ENV": f"PYTHONPATH={ROOT} RAY_AUTH_MODE=token RAY_memory_monitor_refresh_ms=0",
+            "NH_ENV": f"PYTHONPATH={ROOT} RAY_AUTH_MODE=token RAY_memory_monitor_refresh_ms=0 "
+            "RAY_raylet_start_wait_time_s=120",
         }
         done = subprocess.run([TOOL, *words], env=environment, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
@@ -60,8 +62,9 @@ class Hosts:
         return key
 
     def cluster_file(self) -> Path:
-        """The file as it is, but for the machines: they see this checkout, so nothing is installed."""
-        cluster = yaml.safe_load((ROOT / "ray_config.local.yaml").read_text().replace("~/manta", str(ROOT)))
+        """The file as it is, but for the machines: they see this checkout, so nothing is installed, and are small."""
+        text = (ROOT / "ray_config.local.yaml").read_text().replace("~/manta", str(ROOT))
+        cluster = yaml.safe_load(text.replace("bin/ray start", f"bin/ray start --num-cpus={CPUS}"))
         workers = [self.address(number) for number in range(2, self.num_hosts + 1)]
         cluster["cluster_name"] = self.folder.name
         cluster["provider"] = {"type": "local", "head_ip": self.address(1), "worker_ips": workers}
