@@ -1,4 +1,4 @@
-"""`python -m scripts.bench engine|gateway|auth|metrics|router|ranks|offload|overload ...`: what the parts do and cost.
+"""`python -m scripts.bench engine|gateway|metrics|quotas|router|...`: what the parts do and cost.
 
 Without Ray, but for `overload`, which starts `manta serve`.
 """
@@ -13,6 +13,7 @@ from scripts import (
     bench_metrics,
     bench_offload,
     bench_overload,
+    bench_quotas,
     bench_ranks,
     bench_router,
 )
@@ -22,6 +23,7 @@ _KINDS = {
     "gateway": bench_gateway,
     "metrics": bench_metrics,
     "auth": bench_auth,
+    "quotas": bench_quotas,
     "router": bench_router,
     "ranks": bench_ranks,
     "offload": bench_offload,

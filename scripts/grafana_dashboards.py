@@ -67,6 +67,9 @@ OVERVIEW = [
     Panel("Breakers that opened", "ops", rate("manta_breaker_trips_total", "model")),
     Panel("Probes", "ops", rate("manta_probes_total", "model", "outcome")),
     Panel("Live shards", "none", value("manta_live_shards", "gateway", labels="")),
+    Panel("Limits kept alone", "none", value("manta_quota_alone", "gateway", labels="")),
+    Panel("Losses of who keeps limits", "ops", rate("manta_quota_losses_total", "gateway", labels="")),
+    Panel("Calls missing in the ledger", "ops", rate("manta_ledger_rows_lost_total", "gateway", labels="")),
 ]  # fmt: skip
 
 REPLICAS = [

@@ -63,8 +63,8 @@ class Bucket:
 
     def refill(self, capacity: float, at: float, holders: Collection[str], gone: Mapping[str, float]) -> None:
         """Up to now. What others than these hold is burned, as of when they were `gone` (unknown: long ago)."""
-        burned = sorted((gone.get(name, at - WINDOW_S), name) for name in self._held if name not in holders)
-        for when, name in burned:
+        burned = [name for name in self._held if name not in holders]
+        for when, name in sorted((gone.get(name, at - WINDOW_S), name) for name in burned):
             self._fill(capacity, max(when, self._at))
             del self._held[name]
         self._fill(capacity, at)

@@ -1,6 +1,7 @@
 """Limits over real sockets: two gateways, a router shard that keeps the limits, replicas that count their tokens."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,11 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster.api.handle_api import HandleApi
 from cluster.config import Edge, GatewayConfig, MantaConfig, RouterConfig
+from cluster.errors import QuotaExceeded
+from cluster.quotas.account import BEAT_S
 from cluster.quotas.bucket import WINDOW_S
 from cluster.quotas.config import QuotaConfig, TenantLimits
 from tests.cluster.gateway_world import client, live_server
-from tests.deployments.gateways_world import Gateway
+from tests.deployments.gateways_world import Gateway, model
 from tests.deployments.serving_world import ServingWorld, serving_world, until
 from tests.deployments.test_resuming import BODY, PROMPT
 
@@ -174,6 +178,36 @@ async def test_a_migrated_request_is_charged_once() -> None:
         answer = await gateway.ask(1)
         used = LIMIT - left(answer.headers)
         assert 107 - (time.monotonic() - began) * LIMIT / WINDOW_S - 1 <= used <= 107
+
+
+async def test_a_resumed_stream_pays_for_what_is_still_to_come_and_not_for_its_prompt() -> None:
+    body = {**BODY, "max_tokens": 200, "stream": True}
+    async with (
+        limited(tokens(), 2, step_delay_s=0.01) as (_, [one, other]),
+        live_server(one.app) as url,
+        httpx.AsyncClient(headers={**OF_ACME, "accept": "text/event-stream"}) as http,
+    ):
+        async with http.stream("POST", f"{url}/v1/completions", json=body) as streamed:
+            assert left(streamed.headers) == LIMIT - 203
+            stream = await anext(
+                json.loads(line[6:])["id"] async for line in streamed.aiter_lines() if line[:6] == "data: "
+            )
+        await until(lambda: not one.calls.running)
+        await asyncio.sleep(2 * BEAT_S)  # the first gateway has said what was not used
+        async with client(other.app) as second:
+            resumed = await second.get(f"/v1/streams/{stream}", headers=OF_ACME)
+        [*_, last, done] = [line[6:] for line in resumed.text.splitlines() if line[:6] == "data: "]
+        assert (done, json.loads(last)["usage"]["completion_tokens"]) == ("[DONE]", 200)
+        assert LIMIT - left((await other.ask(1)).headers) <= 203 + 4
+
+
+async def test_the_handle_is_limited_too() -> None:
+    async with limited(tokens(20), 1) as (_, [gateway]):
+        api = HandleApi({"m": model()}, gateway.dispatcher, GatewayConfig(), gateway.calls)
+        await api.generate(prompt_token_ids=PROMPT, max_tokens=15, tenant="acme")
+        with pytest.raises(QuotaExceeded) as refused:
+            await api.generate(prompt_token_ids=PROMPT, max_tokens=15, tenant="acme")
+        assert 0.0 < (refused.value.retry_after_s or 0.0) <= 60.0
 
 
 async def test_a_lost_shard_opens_nothing() -> None:
