@@ -70,14 +70,14 @@ class RankListener:
         port: int = self._listener.getsockname()[1]
         return port
 
-    def accept(self, ranks: Collection[int], timeout_s: float, check: Callable[[], None]) -> list[RankPeer]:
-        """These ranks, in order; `check` raises when it is of no use to wait on."""
+    def accept(self, ranks: Collection[int], timeout_s: float, check: Callable[[int], None]) -> list[RankPeer]:
+        """These ranks, in order; `check` raises when it is of no use to wait for that rank."""
         peers: dict[int, RankPeer] = {}
         until = time.monotonic() + timeout_s
-        while len(peers) < len(ranks):
-            check()
+        while missing := sorted(set(ranks) - peers.keys()):
+            for rank in missing:
+                check(rank)
             if time.monotonic() > until:
-                missing = sorted(set(ranks) - peers.keys())
                 raise RankLost(missing[0], 0, f"has not called within {timeout_s:.0f} s")
             try:
                 connection, _ = self._listener.accept()

@@ -38,6 +38,7 @@ from engine.rank_frames import (
     RankStart,
     Ready,
     broken_by,
+    error_of,
     read_start,
 )
 from parallel.cores import CoreShare
@@ -71,10 +72,11 @@ def main() -> int:
     except DriverGone:
         pass
     except BaseException as error:
-        log.exception("rank %d ends", start.rank)
-        step = rank.step if rank is not None else 0
+        broken = broken_by(error, rank.step if rank is not None else 0)
+        if error_of(broken) is None:  # else its driver raises it, and says all
+            log.exception("rank %d ends", start.rank)
         with suppress(OSError):
-            connection.send(broken_by(error, step))
+            connection.send(broken)
         return 1
     finally:
         sys.stderr.flush()

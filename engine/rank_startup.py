@@ -62,14 +62,13 @@ class RankStarter:
 
     def start(self, ranks: Collection[int], generation: int = 0) -> tuple[list[RankPeer], list[RankProcess]]:
         """These ranks, in order, once they have called. Raises `RankLost` or OSError."""
-        processes = [self._start_one(rank, generation) for rank in sorted(ranks)]
+        processes = {rank: self._start_one(rank, generation) for rank in sorted(ranks)}
 
-        def check() -> None:
-            for rank, process in zip(sorted(ranks), processes, strict=True):
-                if (code := process.exit_code()) is not None:
-                    raise RankLost(rank, 0, f"ended with {code} before it called; its log says why")
+        def check(rank: int) -> None:
+            if (code := processes[rank].exit_code()) is not None:
+                raise RankLost(rank, 0, f"ended with {code} before it called; its log says why")
 
-        return self._listener.accept(ranks, _CALL_TIMEOUT_S, check), processes
+        return self._listener.accept(ranks, _CALL_TIMEOUT_S, check), list(processes.values())
 
     def keep_spares(self, count: int) -> None:
         """See `RankSpawner`."""

@@ -64,7 +64,7 @@ class FakeRanks:
         self.starter = NoStarter()
         for rank in (1, 0):
             threading.Thread(target=self._run, args=(rank, listener, behave), daemon=True).start()
-        peers = listener.accept((0, 1), 5.0, lambda: None)
+        peers = listener.accept((0, 1), 5.0, lambda rank: None)
         listener.close()
         processes = [NoProcess(None), NoProcess(-9)]
         self.group = RankGroup(peers, processes, self.starter, PATIENCE_S)  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def test_who_does_not_know_the_secret_is_no_rank() -> None:
     stranger.sendall(encode(Hello("rank", "0", b"x" * 32)))
     threading.Thread(target=DriverConnection, args=(rank_start(1, listener, b"wrong"),), daemon=True).start()
     with pytest.raises(RankLost, match="rank 0, step 0: has not called"):
-        listener.accept((0, 1), 0.5, lambda: None)
+        listener.accept((0, 1), 0.5, lambda rank: None)
     stranger.close()
     listener.close()
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from engine.config import EngineConfig
-from engine.errors import RankMisfit
+from engine.errors import ConfigError, RankMisfit
 from engine.phases import Phases
 from engine.rank_frames import RankStart
 from engine.rank_spawn import HostProcess, HostSpawner, on_this_host
@@ -47,3 +47,11 @@ def test_a_rank_with_other_weights_is_refused_by_name(tmp_path: Path) -> None:
     folder, other = (save_tiny_model("llama", tmp_path / name, num_hidden_layers=n) for name, n in (("a", 2), ("b", 3)))
     with pytest.raises(RankMisfit, match=r"rank 1 on .* has weights \w+, its driver has \w+: copy the same checkpoint"):
         rehearse(folder, layout, Elsewhere(layout, other))
+
+
+def test_a_rank_without_its_gpu_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = RankLayout(2, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    config = msgspec.structs.replace(CONFIG, device="cuda")
+    with pytest.raises(ConfigError, match=r"sees no CUDA|without CUDA|GPU number 1 \(from 0\) of a host >= 1"):
+        rehearse(save_tiny_model("llama", tmp_path), layout, on_this_host(layout), config)
