@@ -75,9 +75,17 @@ class EngineCore:
 
     def step(self, now: float) -> list[TokenChunk] | None:
         """Put under way what can be, and take in the oldest result; None when there was nothing to compute."""
+        self.submit(now)
+        return self.collect()
+
+    def submit(self, now: float) -> None:
+        """Put under way what can be."""
         while (plan := self.scheduler.schedule(now)) is not None:
             self.progress.begin_step()
             self.executor.submit(plan)
+
+    def collect(self) -> list[TokenChunk] | None:
+        """Wait for the oldest result and take it in; None when nothing is under way."""
         if not self.scheduler.num_in_flight:
             return None
         result = self.executor.collect()

@@ -29,7 +29,7 @@ class EngineLoop:
     """Runs the core until `close` or the first error of the executor; sleeps while there is nothing to do.
 
     Every request that `submit` accepted gets a last chunk, whatever happens. `on_step(chunks, load)` is called
-    after each step, and between steps when requests were accepted, refused or aborted (then often without chunks).
+    after each step, and when requests were accepted, refused or aborted (then often without chunks).
     When a rank is lost and can be replaced, `on_rebuild(None)` is called, all that is here ends at once, and nothing is
     taken until `on_rebuild` tells what the engine is then.
     """
@@ -145,16 +145,26 @@ class EngineLoop:
         self._on_rebuild(info)
 
     def _serve_once(self) -> bool:
-        """Take in orders, compute one step, report; wait if there was nothing to compute. False when closing."""
-        now = self._clock()
-        self._obey_orders(now)
+        """Take in a result and orders, put the next step under way, report; wait if there is none. False when closing.
+
+        So ranks compute while what they have sampled is handed out.
+        """
+        scheduler = self._core.scheduler
         self._is_computing = True
-        chunks = self._core.step(now)
-        self._is_computing = False
-        if chunks is not None:
-            self._on_step(chunks, self._core.scheduler.load())
+        chunks = self._core.collect()
+        now = self._clock()
+        try:
+            if self._orders:
+                chunks = (chunks or []) + self._take_orders(now)
+            if not self._closing:
+                self._core.submit(now)
+        finally:
+            self._is_computing = False
+            if chunks is not None:
+                self._on_step(chunks, scheduler.load())
+        if scheduler.num_in_flight:
             return not self._closing
-        wake_at = self._core.scheduler.wake_at()
+        wake_at = scheduler.wake_at()
         timeout_s = None if wake_at is None else max(0.0, wake_at - now)
         if self._core.rebuilder is not None:
             self._core.rebuilder.look()
@@ -163,12 +173,8 @@ class EngineLoop:
             self._wake.wait_for(lambda: self._orders or self._closing, timeout_s)
             return not self._closing
 
-    def _obey_orders(self, now: float) -> None:
-        """Let the scheduler do what was asked since the last step."""
-        if self._orders:
-            self._on_step(self._take_orders(now), self._core.scheduler.load())
-
     def _take_orders(self, now: float) -> list[TokenChunk]:
+        """Let the scheduler do what was asked since the last step."""
         chunks: list[TokenChunk] = []
         for _ in range(len(self._orders)):
             chunks += self._orders.popleft()(now)

@@ -361,7 +361,7 @@ class Scheduler:
         num_running, num_waiting = len(self._running), len(self._waiting)
         totals = self._totals
         return EngineLoad(
-            totals.steps,
+            totals.steps - len(self._in_flight),
             num_running,
             num_waiting,
             max(0, self._info.max_num_seqs - num_running - num_waiting),

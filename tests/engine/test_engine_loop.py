@@ -34,6 +34,7 @@ class Client:
         self.num_steps = 0
         self.under_way: deque[StepPlan] = deque()
         self.most_under_way = 0
+        self.refused_step = 0
         self.num_closed = 0
         self.num_clock_reads = 0
         self.chunks: list[TokenChunk] = []
@@ -51,6 +52,8 @@ class Client:
         return time.monotonic()
 
     def submit(self, plan: StepPlan) -> None:
+        if plan.step == self.refused_step:
+            raise RuntimeError("a connection has broken")
         self.under_way.append(plan)
         self.most_under_way = max(self.most_under_way, len(self.under_way))
 
@@ -143,6 +146,19 @@ def test_with_several_steps_under_way_streams_are_exact_and_can_be_cancelled() -
     assert client.loop.close()
 
 
+def test_tokens_that_are_there_are_told_even_if_the_next_step_cannot_begin() -> None:
+    client = Client()
+    client.refused_step = 3
+    client.loop.start()
+    request = generate("a", [1, 2], max_tokens=9)
+    client.loop.submit(request)
+    client.wait_for(lambda: client.deaths != [])
+    assert client.read("a") == chain_output(request)[0][:2]
+    assert [chunk.index for chunk in client.chunks] == [0, 1, 2]
+    assert client.finishes() == {"a": FinishReason.MIGRATE}
+    assert client.loop.close()
+
+
 def test_it_sleeps_when_idle_and_wakes_for_the_next_request(client: Client) -> None:
     for name in ("a", "b"):
         client.loop.submit(generate(name, [1, 2], max_tokens=2))
@@ -157,7 +173,7 @@ def test_one_report_per_step_and_one_for_each_change_between_steps(client: Clien
     client.gate.clear()
     client.loop.submit(generate("a", [1, 2], max_tokens=3))
     client.wait_for(lambda: client.loads != [])
-    assert [(load.num_waiting, load.step) for load in client.loads] == [(1, 0)]
+    assert [(load.num_running, load.step) for load in client.loads] == [(1, 0)]
     client.gate.set()
     client.wait_for(lambda: "a" in client.finishes())
     assert [load.step for load in client.loads] == [0, 1, 2, 3]
