@@ -40,6 +40,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "the gateway's host. Unset: 10000 above `port`, or below where there is none. 0: any free one.",
         ),
     ] = None
+    grpc_port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(
+            description="Port of the gRPC services, on the gateway's host. Unset: none. 0: any free one. Needs the "
+            "extra `manta-serve[grpc]`."
+        ),
+    ] = None
     edge: Annotated[
         Edge,
         Meta(

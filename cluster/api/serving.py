@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from hashlib import blake2b
+from math import inf
 
 from cluster.api.prepared_call import CallOrigin
 from cluster.api.request_body import shown
@@ -87,7 +88,7 @@ class Serving:
             model=model.name,
             tenant=tenant,
             session=_session_of(tenant, session) if session and isinstance(session, str) else "",
-            timeout_s=self.config.request_timeout_s,
+            timeout_s=min(self.config.request_timeout_s, inf if caller.timeout_s is None else caller.timeout_s),
             record=CallRecord(origin.id, model.name, caller, self.calls.clock()),
         )
 

@@ -19,6 +19,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""  #: the client's own, or one that was given to it
     traceparent: str = ""  #: W3C trace context, as it came
     arrived_at: float | None = None  #: None: when the call was prepared
+    timeout_s: float | None = None  #: it waits no longer than that, from now on; None: as configured
 
 
 class Attempt(msgspec.Struct):

@@ -27,7 +27,6 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
     inputs, at = [], header_length
     for tensor in request.inputs:
         size = tensor.parameters.get("binary_data_size")
-        count = _count(tensor)
         if size is None:
             data = _flat(tensor.data or [], tensor.name)
         elif not isinstance(size, int) or not 0 <= size <= len(body) - at:
@@ -35,15 +34,21 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
         else:
             data = read_elements(body[at : at + size], tensor.datatype, tensor.name)
             at += size
-        if len(data) != count:
-            raise InvalidRequest(
-                f"input `{tensor.name}` has {count} elements by its shape {tensor.shape}, and {len(data)} in its data.",
-                "inputs",
-            )
-        inputs.append(msgspec.structs.replace(tensor, data=data))
+        inputs.append(with_data(tensor, data))
     if at != len(body):
         raise InvalidRequest(f"{len(body) - at} bytes of the body belong to no input.", "body")
     return msgspec.structs.replace(request, inputs=inputs)
+
+
+def with_data(tensor: InferTensor, data: list[Any]) -> InferTensor:
+    """The tensor with its data, which must be as many as its shape says."""
+    count = _count(tensor)
+    if len(data) != count:
+        raise InvalidRequest(
+            f"input `{tensor.name}` has {count} elements by its shape {tensor.shape}, and {len(data)} in its data.",
+            "inputs",
+        )
+    return msgspec.structs.replace(tensor, data=data)
 
 
 def write_response(response: InferResponse, binary: Sequence[str]) -> tuple[bytes, int | None]:
