@@ -1,4 +1,4 @@
-"""GrpcDoor: a gateway's gRPC listener: Manta's own service, KServe's, the health service, and reflection in development.
+"""GrpcDoor: a gateway's gRPC listener: Manta's own service, KServe's, health, and reflection for developers.
 
 Needs the extra `manta-serve[grpc]`.
 """

@@ -15,7 +15,7 @@ from cluster.config import GatewayConfig
 from cluster.console.console_endpoints import console_endpoints
 from cluster.gateway.api_docs import ApiDocs
 from cluster.gateway.endpoints import Endpoint, health_endpoints, list_endpoints
-from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, anyone, believe, untold
+from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, untold, whoever
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
 from cluster.health.board import HealthBoard
@@ -45,17 +45,15 @@ def build_gateway(
     counts, and there is no page of them and no console; without a `board` nobody is told of its health.
     """
     tells_why = identify is None
-    if identify is None:
-        identify = believe(config.tenant_header) if config.tenant_header else anyone
-    version = _version()
+    identify, release = identify or whoever(config), version()
     serving = Serving(models, generator, config, copies, calls)
-    endpoints = list_endpoints(serving, version, metrics)
+    endpoints = list_endpoints(serving, release, metrics)
     completions = Completions(serving)
-    endpoints += [*tgi_endpoints(serving, completions, version), *kserve_endpoints(serving, completions, version)]
+    endpoints += [*tgi_endpoints(serving, completions, release), *kserve_endpoints(serving, completions, release)]
     endpoints += health_endpoints(board, tells_why)
     if metrics is not None:
         endpoints += console_endpoints(metrics)
-    docs = ApiDocs(openapi_document(endpoints, version))
+    docs = ApiDocs(openapi_document(endpoints, release))
     routes: list[BaseRoute] = [
         Route(path, _Guarded(endpoint), methods=[endpoint.method]) for endpoint in endpoints for path in endpoint.paths
     ]
@@ -98,7 +96,8 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise HTTPException(404)
 
 
-def _version() -> str:
+def version() -> str:
+    """Of the installed distribution."""
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:  # run from a bare checkout

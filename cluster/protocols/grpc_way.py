@@ -58,8 +58,8 @@ class GrpcWay:
         except Exception as error:
             answer = answerable(error)
             self._tell(answer)
-            headers = [(name.decode(), value.decode()) for name, value in error_headers(answer)]
-            add_trailers(context, [("manta-code", answer.code), *headers])
+            more = [(name.decode(), value.decode()) for name, value in error_headers(answer)]
+            add_trailers(context, [("manta-code", answer.code), *more])
             await context.abort(_CODES.get(answer.status, grpc.StatusCode.INTERNAL), answer.message)
 
 
