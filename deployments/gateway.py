@@ -40,9 +40,9 @@ class Gateway:
         calls = Calls(limits.quotas, [limits.quotas, self._metrics.calls, *self._sinks.sinks])
         listeners: list[ShardListener] = [self._metrics.scrapes, calls.reports, limits]
         self._links = GatewayLinks(self._dispatcher, copies, listeners, shards)
-        health = GatewayHealth(list(models), self._dispatcher, self._metrics)
-        self._links.on_tick.append(health.on_tick)
-        self.board = health.board
+        self._health = GatewayHealth(list(models), self._dispatcher, self._metrics)
+        self._links.on_tick.append(self._health.on_tick)
+        self.board = self._health.board
         identify = self._ask_who() if config.auth.is_on else None
         self._identify = identify or whoever(config.gateway)
         self._serving = Serving(models, self._dispatcher, config.gateway, copies, calls)
@@ -71,7 +71,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """Let nobody in, and those who are there end."""
-        self.board.leave()
+        self._health.leave()
         drain_s = self._config.gateway.drain_s
         leaving = [drain_gateway(self._dispatcher, self._http, drain_s)]
         if self._grpc is not None:

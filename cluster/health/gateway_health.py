@@ -31,11 +31,12 @@ class GatewayHealth:
         self._unready: Mapping[str, str] = dict.fromkeys(models, "not tried yet")
         self._stuck: list[str] = []
         self._looked_at = 0.0
+        self._has_left = False
         self._probes: set[asyncio.Task[None]] = set()
 
     def on_tick(self, now: float) -> None:
         """Call ten times a second, in the event loop."""
-        if now - self._looked_at >= LOOK_S:
+        if now - self._looked_at >= LOOK_S and not self._has_left:
             self._looked_at = now
             self._look(now)
         self.board.turned(self._unready, self._stuck)
@@ -81,6 +82,9 @@ class GatewayHealth:
         self._metrics.instruments.number(declared.PROBES, name, outcome).value += 1
         model.probed(outcome, why, asyncio.get_running_loop().time())
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Never ready again; what is tried is given up, so that nothing of it is waited for."""
+        self.board.leave()
+        self._has_left = True
         for probe in self._probes:
             probe.cancel()

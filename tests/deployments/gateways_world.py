@@ -52,5 +52,5 @@ async def gateways(world: ServingWorld) -> AsyncIterator[tuple[Gateway, Gateway]
         yield pair
     finally:
         for gateway in pair:
-            gateway.health.close()
+            gateway.health.leave()
             gateway.links.close()

@@ -101,8 +101,18 @@ async def test_a_replica_that_drains_takes_nothing() -> None:
 
 async def test_a_gateway_that_leaves_says_so_at_once() -> None:
     async with ready_gateway() as (_world, gateway, url):
-        gateway.health.board.leave()
+        gateway.health.leave()
         assert await asyncio.to_thread(statuses, url) == [200, 503, 200]
+
+
+async def test_a_probe_is_not_waited_for_when_the_gateway_leaves() -> None:
+    async with serving_world() as world, gateways(world) as (gateway, _other):
+        with world.replicas[0].stuck():
+            await until(lambda: gateway.dispatcher.num_in_flight == 1)
+            gateway.health.leave()
+            await until(lambda: gateway.dispatcher.num_in_flight == 0, timeout_s=1.0)
+            await asyncio.sleep(0.3)
+            assert gateway.dispatcher.num_in_flight == 0
 
 
 async def test_overload_is_no_fault() -> None:
