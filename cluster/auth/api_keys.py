@@ -25,6 +25,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tenant: Annotated[str, Meta(pattern=TENANT_PATTERN)]
     models: Annotated[Sequence[str], Meta(min_length=1)] = (ANY_MODEL,)
     admin: bool = False
+    metrics: bool = False  #: it reads the metrics, and is good for nothing else
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     revoked: bool = False
 
@@ -35,12 +36,15 @@ class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: list[ApiKey]
 
 
-def make_key(tenant: str, models: Sequence[str], admin: bool, expires: datetime | None) -> tuple[str, ApiKey]:
+def make_key(
+    tenant: str, models: Sequence[str], admin: bool, expires: datetime | None, metrics: bool = False
+) -> tuple[str, ApiKey]:
     """A new key in clear, and what is kept of it."""
     key_id = secrets.token_hex(4)
     key = f"{PREFIX}{key_id}_{secrets.token_hex(24)}"
     digest = sha256(key.encode()).hexdigest()
-    return key, ApiKey(id=key_id, sha256=digest, tenant=tenant, models=models, admin=admin, expires=expires)
+    kept = ApiKey(id=key_id, sha256=digest, tenant=tenant, models=models, admin=admin, metrics=metrics, expires=expires)
+    return key, kept
 
 
 def read_key_file(data: bytes) -> KeyFile:
@@ -81,5 +85,11 @@ class ApiKeys:
         if expires_at <= now:
             raise BadCredential("expired")
         models = None if ANY_MODEL in found.models else frozenset(found.models)
-        principal = Principal(tenant=found.tenant, models=models, is_admin=found.admin, key_id=found.id)
+        principal = Principal(
+            tenant=found.tenant,
+            models=frozenset() if found.metrics else models,
+            is_admin=found.admin and not found.metrics,
+            reads_metrics=found.metrics,
+            key_id=found.id,
+        )
         return Verified(principal, expires_at, (found.id,))

@@ -42,7 +42,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(
             min_length=1,
             description="The claim with what is allowed, a list or words in a text: `manta:model:NAME`, "
-            "`manta:model:*`, `manta:admin`.",
+            "`manta:model:*`, `manta:metrics`, `manta:admin`.",
         ),
     ] = "scope"
 

@@ -26,7 +26,7 @@ MAX_TOKEN_BYTES = 8 * 1024
 MAX_LIFETIME_S = 24 * 3600.0
 LEEWAY_S = 30.0  #: between the issuer's clock and ours
 MIN_RSA_BITS, MIN_SECRET_BYTES = 2048, 32
-ADMIN_SCOPE, MODEL_SCOPE = "manta:admin", "manta:model:"
+ADMIN_SCOPE, METRICS_SCOPE, MODEL_SCOPE = "manta:admin", "manta:metrics", "manta:model:"
 ALGORITHMS = {
     Family.RS: ("RS256", "RS384", "RS512"),
     Family.ES: ("ES256", "ES384", "ES512"),
@@ -157,6 +157,7 @@ class TokenRules:
             tenant=token.claim(self._config.tenant_claim, Annotated[str, Meta(pattern=TENANT_PATTERN)]),
             models=None if ANY_MODEL in models else models,
             is_admin=ADMIN_SCOPE in granted,
+            reads_metrics=METRICS_SCOPE in granted,
             key_id=token.claim("sub", _Name),
         )
 

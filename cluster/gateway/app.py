@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.completions import Completions
 from cluster.api.serving import Serving
-from cluster.auth.access import Access, require_admin
+from cluster.auth.access import Access, require
 from cluster.calls.calls import Calls
 from cluster.config import GatewayConfig
 from cluster.console.console_endpoints import console_endpoints
@@ -76,8 +76,8 @@ class _Guarded:
         self._run, self._access = endpoint.run, endpoint.access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._access is Access.ADMIN:
-            require_admin(scope["principal"])
+        if self._access is not Access.OPEN:
+            require(self._access, scope["principal"])
         await self._run(scope, receive, send)
 
 

@@ -199,7 +199,7 @@ def _metrics(metrics: GatewayMetrics | None) -> list[Endpoint]:
         Endpoint(
             method="GET",
             path="/metrics",
-            access=Access.ADMIN,
+            access=Access.METRICS,
             summary="The metrics of all processes, for Prometheus",
             text="text/plain",
             run=metrics.send_page,

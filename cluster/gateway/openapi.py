@@ -25,7 +25,7 @@ _ERRORS = {
     503: "Too busy, or no replica is ready; `Retry-After` says when to try again",
     504: "The request ran out of time",
 }
-_ACCESS_STATUSES = {Access.OPEN: (), Access.USER: (401,), Access.ADMIN: (401, 403)}
+_ACCESS_STATUSES = {Access.OPEN: (), Access.USER: (401,), Access.METRICS: (401, 403), Access.ADMIN: (401, 403)}
 _DESCRIPTION = """The OpenAI API for the models served here, with the fields that vLLM's clients add.
 
 Every answer carries `X-Request-Id` (yours, if you send one). Errors have the OpenAI error body. Fields that are not

@@ -34,6 +34,7 @@ def add_grant_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tenant", default="default", metavar="NAME", help="who pays (default: %(default)s)")
     parser.add_argument("--models", default=ANY_MODEL, metavar="A,B", help="served names (default: all)")
     parser.add_argument("--admin", action="store_true", help="may see and change what belongs to all tenants")
+    parser.add_argument("--metrics", action="store_true", help="may read /metrics, and nothing else")
 
 
 def add_key_argument(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,8 @@ def grant_of(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
     if not is_tenant(args.tenant):
         raise ConfigError("--tenant", args.tenant, "give 1 to 64 letters, digits, `.`, `_` or `-`")
     models = tuple(model.strip() for model in args.models.split(","))
+    if args.metrics and (args.admin or models != (ANY_MODEL,)):
+        raise ConfigError("--metrics", True, "is for nothing else: leave out --admin and --models")
     if not all(models):
         raise ConfigError("--models", args.models, "give served names with commas in between, or `*` for all")
     return args.tenant, models
@@ -71,7 +74,7 @@ def _create(args: argparse.Namespace) -> int:
     expires = None
     if args.days is not None:
         expires = (datetime.now(UTC) + timedelta(days=args.days)).replace(microsecond=0)
-    key, kept = make_key(tenant, models, args.admin, expires)
+    key, kept = make_key(tenant, models, args.admin, expires, args.metrics)
     before = _read(args.file).keys if args.file.exists() else []
     _write(args.file, KeyFile([*before, kept]))
     Console(stderr=True, highlight=False).print(
@@ -103,13 +106,17 @@ def _write(file: Path, found: KeyFile) -> None:
 
 
 def _show(found: KeyFile) -> None:
-    table = Table("id", "tenant", "models", "admin", "expires", "")
+    table = Table("id", "tenant", "models", "may", "expires", "")
     for key in found.keys:
         table.add_row(
-            key.id, key.tenant, ", ".join(key.models), "admin" if key.admin else "", _expiry(key),
+            key.id, key.tenant, "" if key.metrics else ", ".join(key.models), _more(key), _expiry(key),
             "revoked" if key.revoked else "",
         )  # fmt: skip
     Console(highlight=False).print(table)
+
+
+def _more(key: ApiKey) -> str:
+    return "metrics" if key.metrics else "admin" if key.admin else ""
 
 
 def _expiry(key: ApiKey) -> str:

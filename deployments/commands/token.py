@@ -12,7 +12,7 @@ from joserfc.jwk import OKPKey
 from rich.console import Console
 
 from cluster.auth.credential import ANY_MODEL
-from cluster.auth.tokens import ADMIN_SCOPE, MAX_LIFETIME_S, MODEL_SCOPE
+from cluster.auth.tokens import ADMIN_SCOPE, MAX_LIFETIME_S, METRICS_SCOPE, MODEL_SCOPE
 from deployments.commands.key import add_grant_arguments, grant_of
 from engine.errors import ConfigError
 
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     key = _key_pair(args.keys)
     now = int(time.time())
     scopes = [f"{MODEL_SCOPE}{model}" for model in ([ANY_MODEL] if ANY_MODEL in models else models)]
+    if args.metrics:
+        scopes = [METRICS_SCOPE]
     claims = {
         "iss": ISSUER, "aud": AUDIENCE, "sub": args.subject, "jti": secrets.token_hex(8),
         "iat": now, "exp": now + int(args.ttl), "tenant": tenant,

@@ -50,6 +50,13 @@ def test_scopes(scope: Any, models: Any, is_admin: bool) -> None:
     assert (found.models, found.is_admin) == (models, is_admin)
 
 
+@pytest.mark.parametrize(
+    ("scope", "reads"), [("manta:metrics", True), ("manta:model:*", False), ("manta:admin", False)]
+)
+def test_the_scope_of_a_reader_of_metrics(scope: str, reads: bool) -> None:
+    assert verify(token(scope=scope)).principal.reads_metrics is reads
+
+
 def test_claims_of_other_names() -> None:
     found = verify(
         token(tenant=None, scope=None, **{"https://x/org": "o1", "roles": ["manta:admin"]}),

@@ -37,6 +37,7 @@ FOR_ADMINS = {"/metrics", "/console/fleet"}
 
 USER, USER_KEPT = make_key("acme", ["small"], False, None)
 ADMIN, ADMIN_KEPT = make_key("ops", ["*"], True, None)
+READER, READER_KEPT = make_key("ops", ["*"], False, None, metrics=True)
 WRONG = [
     {},
     {"Authorization": ""},
@@ -51,7 +52,9 @@ WRONG = [
 
 def protected(generator: LocalGenerator, **settings: Any) -> ASGIApp:
     asked = authenticator(
-        Publisher(key_set(key_of(Family.EDDSA))), Clock(), api_keys=lambda: ApiKeys([USER_KEPT, ADMIN_KEPT])
+        Publisher(key_set(key_of(Family.EDDSA))),
+        Clock(),
+        api_keys=lambda: ApiKeys([USER_KEPT, ADMIN_KEPT, READER_KEPT]),
     )
     models = {name: msgspec.structs.replace(served_model(), name=name) for name in ("small", "large")}
     return build_gateway(
@@ -164,3 +167,12 @@ async def test_models_out_of_scope_are_not_there() -> None:
             assert hidden.status_code == absent.status_code == 404
             assert hidden.text == absent.text.replace("egral", "large")
             assert hidden.headers.keys() == absent.headers.keys()
+
+
+async def test_who_may_read_the_metrics_may_do_nothing_else() -> None:
+    async with local_generator() as generator, with_key(protected(generator), READER) as http:
+        assert (await http.get("/metrics")).status_code == 200
+        assert (await http.get("/console/fleet")).status_code == 403
+        body = {"model": "small", "prompt": "Hi", "max_tokens": 1}
+        assert (await http.post("/v1/completions", json=body)).status_code == 404
+        assert (await http.get("/v1/models")).json()["data"] == []

@@ -36,6 +36,9 @@ async def test_a_key_from_creation_to_revocation(tmp_path: Path, capsys: pytest.
     user, admin = await whose(config, first), await whose(config, second)
     assert (user.tenant, user.models, user.is_admin) == ("acme", {"a", "b"}, False)
     assert (admin.tenant, admin.models, admin.is_admin) == ("default", None, True)
+    reader = await whose(config, printed(capsys, *words, "create", "--metrics"))
+    assert (reader.models, reader.is_admin, reader.reads_metrics) == (frozenset(), False, True)
+    assert "--metrics" in refused(capsys, *words, "create", "--metrics", "--admin")
     listed = printed(capsys, *words, "list")
     assert user.key_id in listed and admin.key_id in listed and "acme" in listed
     assert not any(key.rpartition("_")[2] in listed + file.read_text() for key in (first, second))
@@ -63,6 +66,14 @@ async def test_tokens_of_one_issuer(tmp_path: Path, capsys: pytest.CaptureFixtur
     user, admin = [await whose(AuthConfig(issuers=(issuer,)), token) for token in (first, second)]
     assert (user.tenant, user.models, user.is_admin, user.key_id) == ("acme", {"a"}, False, "me")
     assert (admin.tenant, admin.models, admin.is_admin) == ("default", None, True)
+
+
+async def test_a_token_that_reads_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = printed(capsys, "token", "--keys", str(tmp_path / "issuer"), "--metrics")
+    keys = str(tmp_path / "issuer" / "jwks.json")
+    issuer = IssuerConfig(issuer="manta-development", audience="manta", family="EdDSA", keys=keys)  # type: ignore[arg-type]
+    reader = await whose(AuthConfig(issuers=(issuer,)), made)
+    assert (reader.models, reader.is_admin, reader.reads_metrics) == (frozenset(), False, True)
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
