@@ -52,7 +52,7 @@ class RankStart(Frame, frozen=True, tag="start"):
     cores: tuple[int, ...]  #: empty: any
     gpu: int  #: number of the one it takes, of those that it could see; nothing on a CPU
     num_threads: int
-    timeout_s: float  #: longest wait for another rank
+    timeout_s: float  #: of the group: longest wait for a sign of life
 
 
 class Here(Frame, frozen=True, tag="here"):

@@ -46,6 +46,7 @@ from parallel.gpus import VISIBLE, visible_to_rank
 
 log = logging.getLogger(__name__)
 BEAT_S = 0.1
+LAST_TO_GIVE_UP = 2.0  #: a rank waits for others so many times longer than its driver, which can tell who hangs
 _PR_SET_PDEATHSIG = 1
 
 
@@ -170,7 +171,7 @@ class _Rank:
 
         start, layout = self._start, self._part.layout
         mine = call.tensor[layout.position(start.rank).pp_rank]
-        waits: dict[str, Any] = {"timeout_s": start.timeout_s, "progress": self._place}
+        waits: dict[str, Any] = {"timeout_s": LAST_TO_GIVE_UP * start.timeout_s, "progress": self._place}
         by_memory = None
         if mine is Transport.MEMORY and self._kernels is not None:
             by_memory = partial(join_shared_memory, self._kernels, **waits)

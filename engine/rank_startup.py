@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
-_LAST_TO_GIVE_UP = 2.0  #: ranks wait for each other so many times longer than the driver, who can tell which one hangs
 
 
 class RankStarter:
@@ -57,7 +56,7 @@ class RankStarter:
             cores=(),
             gpu=0,
             num_threads=config.threads or 1,
-            timeout_s=_LAST_TO_GIVE_UP * timeout_s,
+            timeout_s=timeout_s,
         )
 
     def start(self, ranks: Collection[int], generation: int = 0) -> tuple[list[RankPeer], list[RankProcess]]:

@@ -1,6 +1,6 @@
 """`python -m scripts.bench engine|gateway|metrics|quotas|router|...`: what the parts do and cost.
 
-Without Ray, but for `overload`, which starts `manta serve`.
+Without Ray, but for `overload` and `rebuild`, which start `manta serve`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from scripts import (
     bench_overload,
     bench_quotas,
     bench_ranks,
+    bench_rebuild,
     bench_router,
 )
 
@@ -26,6 +27,7 @@ _KINDS = {
     "quotas": bench_quotas,
     "router": bench_router,
     "ranks": bench_ranks,
+    "rebuild": bench_rebuild,
     "offload": bench_offload,
     "overload": bench_overload,
 }

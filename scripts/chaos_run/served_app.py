@@ -74,12 +74,13 @@ class ServedApp:
                 self.ray_address = re.search(r"Ray at (\S+)", text)[1]  # type: ignore[index]  # said before
             time.sleep(0.1)
 
-    def note_family(self) -> None:
-        """Remember the processes that are there: one whose parent dies is found again only by its pid."""
+    def note_family(self) -> list[psutil.Process]:
+        """Remember the processes that are there: one whose parent dies is found again only by its pid. Returns all."""
         with suppress(psutil.NoSuchProcess):
             main = psutil.Process(self._process.pid)
             for process in (main, *main.children(recursive=True)):
                 self._family[process.pid] = process
+        return list(self._family.values())
 
     def stop(self) -> list[int]:
         """Ask, then insist. Returns the pids that outlived the command and had to be killed."""
