@@ -264,7 +264,7 @@ class _Rank:
         if runner is not None:
             count = runner.progress.count
             self._connection.send(Beat(place.step, count, place.collective, place.inside, is_idle))
-            if self._connection.is_abandoned():
+            if groups is not None and self._connection.is_abandoned():
                 groups.abort()
 
 

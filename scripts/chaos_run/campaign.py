@@ -17,7 +17,7 @@ from scripts.chaos_run.cluster_hand import ClusterHand, NoHand, send
 from scripts.chaos_run.gaps import Gap, find_gaps
 from scripts.chaos_run.journal import Journal
 from scripts.chaos_run.lag import Lateness, Sleeper, watch_own_loop
-from scripts.chaos_run.nemesis import ClusterView, Fault, Kind, Nemesis, Process, Whole
+from scripts.chaos_run.nemesis import FREEZES, ClusterView, Fault, Kind, Nemesis, Process, Whole
 from scripts.chaos_run.oracle import Violation, judge
 from scripts.chaos_run.stream_client import StreamClient
 from scripts.chaos_run.workload import Ask, Expected
@@ -173,7 +173,7 @@ class Campaign:
 
         return ClusterView(
             left(view.replicas), left(view.gateways), left(view.shards), left(view.controllers), left(view.proxies),
-            view.is_deploying,
+            left(view.ranks), view.is_deploying,
         )  # fmt: skip
 
     async def _do(self, hand: ClusterHand, fault: Fault) -> None:
@@ -181,7 +181,7 @@ class Campaign:
         fault.at = time.monotonic()
         self._outcome.faults.append(fault)
         match fault.kind:
-            case Kind.FREEZE_REPLICA:
+            case Kind.FREEZE_REPLICA | Kind.FREEZE_RANK:
                 await self._freeze(fault)
             case Kind.DRAIN_REPLICA:
                 assert fault.target is not None
@@ -222,7 +222,7 @@ class Campaign:
     def _free_frozen(self) -> None:
         """Also when the campaign was interrupted."""
         for fault in self._outcome.faults:
-            if fault.kind is Kind.FREEZE_REPLICA and fault.target is not None and fault.target.pid not in self._gone:
+            if fault.kind in FREEZES and fault.target is not None and fault.target.pid not in self._gone:
                 send(fault.target.pid, signal.SIGCONT)
 
     def _say(self, doing: str) -> None:

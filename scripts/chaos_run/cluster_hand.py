@@ -140,11 +140,17 @@ class _Hand:
     def view(self) -> ClusterView:
         status, actors = self._status(), _living_actors()
         self._count_migrations(status)
-        reporting = {
-            replica["replica_id"]: replica["pids"][0]
+        at_work = [
+            replica
             for replica in status["replicas"]
             if replica["report_age_s"] < SILENT_S and not replica.get("is_draining", False)
-        }
+        ]
+        reporting = {replica["replica_id"] for replica in at_work}
+        ranks = [
+            Process(f"{replica['replica_id']}.{rank}", pid)
+            for replica in at_work
+            for rank, pid in enumerate(replica["engine"]["rank_pids"])
+        ]
         connected = set(status["gateways"])
         replicas, gateways, others = [], [], dict[str, list[Process]]()
         for name, pid in actors.items():
@@ -152,12 +158,12 @@ class _Hand:
             if name.startswith(f"SERVE_REPLICA::{self._app}#gateway#"):
                 gateways += [process] if process.name in connected else []
             elif name.startswith(f"SERVE_REPLICA::{self._app}#"):
-                replicas += [process] if reporting.get(process.name) == pid else []
+                replicas += [process] if process.name in reporting else []
             else:
                 others.setdefault(_family(name), []).append(process)
         return ClusterView(
             replicas, gateways, others.get("shard", []), others.get("controller", []), others.get("proxy", []),
-            is_deploying=self._is_deploying(),
+            ranks, is_deploying=self._is_deploying(),
         )  # fmt: skip
 
     def drain(self, replica: str) -> None:

@@ -39,6 +39,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--model", default=CHAIN_MODEL, help="instead of the chain engine: `demo`, or a model directory"
     )
     parser.add_argument("--dtype", default="float32", help="with --model (default: float32)")
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="N", help="processes of each engine, with --model (default: 1)"
+    )
     parser.add_argument("--replicas", type=int, default=4, metavar="N", help="engines (default: 4)")
     parser.add_argument("--gateways", type=int, default=2, metavar="N", help="gateways (default: 2)")
     parser.add_argument("--step", type=float, default=0.02, metavar="S", help="seconds of the chain engine's step")

@@ -104,6 +104,7 @@ class Sort(StrEnum):
     def of(cls, kind: Kind) -> "Sort":
         special = {
             Kind.FREEZE_REPLICA: cls.FROZEN,
+            Kind.FREEZE_RANK: cls.FROZEN,
             Kind.DRAIN_REPLICA: cls.LEAVING,
             Kind.REDEPLOY: cls.LEAVING,
             Kind.KILL_PROXY: cls.PROXY,

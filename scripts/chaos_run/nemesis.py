@@ -13,6 +13,8 @@ class Kind(StrEnum):
     KILL_REPLICA = "kill-replica"
     FREEZE_REPLICA = "freeze-replica"
     DRAIN_REPLICA = "drain-replica"
+    KILL_RANK = "kill-rank"
+    FREEZE_RANK = "freeze-rank"
     REDEPLOY = "redeploy"
     KILL_SHARD = "kill-shard"
     KILL_GATEWAY = "kill-gateway"
@@ -30,7 +32,10 @@ WEIGHTS: dict[Kind, float] = {
     Kind.KILL_CONTROLLER: 6,
     Kind.REDEPLOY: 2,
     Kind.KILL_PROXY: 10,
+    Kind.KILL_RANK: 34,
+    Kind.FREEZE_RANK: 18,
 }
+FREEZES = (Kind.FREEZE_REPLICA, Kind.FREEZE_RANK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class ClusterView:
     shards: Sequence[Process] = ()
     controllers: Sequence[Process] = ()
     proxies: Sequence[Process] = ()
+    ranks: Sequence[Process] = ()  #: of replicas that have many
     is_deploying: bool = False
 
     def counts(self) -> str:
@@ -121,10 +127,12 @@ class Nemesis:
             Kind.KILL_GATEWAY: view.gateways,
             Kind.KILL_PROXY: view.proxies,
             Kind.KILL_CONTROLLER: view.controllers,
+            Kind.KILL_RANK: view.ranks,
+            Kind.FREEZE_RANK: view.ranks,
         }.get(kind, view.replicas)
         if not targets:
             return None
         target = sorted(targets, key=lambda process: process.name)[int(choice * len(targets))]
-        if kind is Kind.FREEZE_REPLICA:
+        if kind in FREEZES:
             return Fault(kind, target, hold_s=hold_s, ends_in_kill=ends_in_kill)
         return Fault(kind, target)

@@ -25,6 +25,7 @@ from scripts.chaos_run.workload import ChainModel, ChainWorkload, TokensOnly
 LENGTHS = ((4, 40), (60, 160), (60, 160), (200, 400))  #: tokens of output: short, middle, long
 DEADLINE_S = 60.0  #: of a request
 GRACE_S = 5.0  #: over the server's own limit of a request
+RANK_TIMEOUT_S = 3.0
 NUM_RECORDED = 42
 
 MakeClient = Callable[..., StreamClient]
@@ -55,6 +56,8 @@ class MantaTarget:
             model["chain"] = {"step_s": args.step}
         else:
             model["engine"] = {"dtype": args.dtype, "threads": 1}
+            model["tensor_parallel"] = args.ranks
+            model["rank_timeout_s"] = RANK_TIMEOUT_S
         gateway = {"port": free_port(), "replicas": args.gateways, "edge": args.edge, "request_timeout_s": DEADLINE_S}
         return {"models": [model], "gateway": {**gateway, "drain_s": 5.0}, "router": {"shards": 2}}
 
@@ -74,6 +77,8 @@ class MantaTarget:
             Kind.KILL_PROXY: bool(view.proxies),
             Kind.KILL_CONTROLLER: bool(view.controllers),
             Kind.REDEPLOY: self._args.url is None,
+            Kind.KILL_RANK: bool(view.ranks),
+            Kind.FREEZE_RANK: bool(view.ranks),
         }
         return {kind: weight for kind, weight in WEIGHTS.items() if enough.get(kind, len(view.replicas) > 1)}
 

@@ -11,7 +11,7 @@ from scripts.chaos_run.nemesis import WEIGHTS, ClusterView, Fault, Kind, Nemesis
 from scripts.chaos_run.workload import Ask
 
 REPLICAS = [Process("a", 1), Process("b", 2)]
-VIEW = ClusterView(REPLICAS, [Process("g", 3)], [Process("manta-router-0", 4)], [Process("c", 5)])
+VIEW = ClusterView(REPLICAS, [Process("g", 3)], [Process("manta-router-0", 4)], [Process("c", 5)], (), [Process("a.1", 6)])
 
 
 def test_a_seed_gives_the_same_faults() -> None:
@@ -30,6 +30,9 @@ def test_every_kind_comes_and_aims_at_its_own() -> None:
     frozen = nemesis.aim(Kind.FREEZE_REPLICA, VIEW)
     assert frozen is not None and frozen.hold_s >= 2
     assert nemesis.aim(Kind.KILL_SHARD, VIEW) == Fault(Kind.KILL_SHARD, VIEW.shards[0])
+    assert nemesis.aim(Kind.KILL_RANK, VIEW) == Fault(Kind.KILL_RANK, VIEW.ranks[0])
+    at_rank = nemesis.aim(Kind.FREEZE_RANK, VIEW)
+    assert at_rank is not None and at_rank.target == VIEW.ranks[0] and at_rank.hold_s >= 2
     assert nemesis.aim(Kind.KILL_PROXY, VIEW) is None
 
 
