@@ -11,7 +11,9 @@ from scripts.chaos_run.nemesis import WEIGHTS, ClusterView, Fault, Kind, Nemesis
 from scripts.chaos_run.workload import Ask
 
 REPLICAS = [Process("a", 1), Process("b", 2)]
-VIEW = ClusterView(REPLICAS, [Process("g", 3)], [Process("manta-router-0", 4)], [Process("c", 5)], (), [Process("a.1", 6)])
+VIEW = ClusterView(
+    REPLICAS, [Process("g", 3)], [Process("manta-router-0", 4)], [Process("c", 5)], (), [Process("a.1", 6)]
+)
 
 
 def test_a_seed_gives_the_same_faults() -> None:
