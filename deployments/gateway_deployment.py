@@ -112,10 +112,13 @@ def _load_model(model: ModelConfig) -> ServedModel:
 
 
 def _edge(config: MantaConfig) -> Edge:
-    """Resolve `auto`: through the proxy where Serve runs one, which then must not be open to strangers."""
-    edge = config.gateway.edge
-    if edge is Edge.AUTO:
-        edge = Edge.PROXY if serve.status().proxies else Edge.DIRECT
-    if edge is Edge.PROXY:
+    """Resolve `auto`: through the proxy where Serve runs one.
+
+    A proxy leads to the gateway whatever its edge is, so it must not be open to strangers.
+    """
+    edge, is_proxied = config.gateway.edge, bool(serve.status().proxies)
+    if is_proxied or edge is Edge.PROXY:
         require_auth(config.auth, "http_options.host", _get_global_client().http_config.host)
-    return edge
+    if edge is not Edge.AUTO:
+        return edge
+    return Edge.PROXY if is_proxied else Edge.DIRECT

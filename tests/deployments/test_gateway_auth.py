@@ -5,14 +5,17 @@ import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import msgspec
 import pytest
 
 from cluster.auth.api_keys import KeyFile, make_key, write_key_file
 from cluster.auth.config import AuthConfig, Family, IssuerConfig
+from cluster.config import Edge, GatewayConfig, MantaConfig
 from cluster.errors import Unauthorized
-from deployments import gateway_auth, watched_file
+from deployments import gateway_auth, gateway_deployment, watched_file
 from deployments.gateway_auth import MAX_KEY_SET_BYTES, KeySetRefused, KeySetUrl, open_auth
 from deployments.watched_file import WatchedFile
 from engine.errors import ConfigError
@@ -122,3 +125,22 @@ async def test_keys_and_revocations_from_files(tmp_path: Path, monkeypatch: pyte
     assert (await asked(f"Bearer {second}")).tenant == "acme"
     with pytest.raises(Unauthorized):
         await asked(f"Bearer {first}")
+
+
+@pytest.mark.parametrize("edge", Edge)
+@pytest.mark.parametrize("num_proxies", [0, 1])
+@pytest.mark.parametrize("proxy_host", ["127.0.0.1", "0.0.0.0"])
+def test_serves_proxy_faces_no_strangers(
+    monkeypatch: pytest.MonkeyPatch, edge: Edge, num_proxies: int, proxy_host: str
+) -> None:
+    status = SimpleNamespace(proxies=dict.fromkeys(range(num_proxies), "HEALTHY"))
+    client = SimpleNamespace(http_config=SimpleNamespace(host=proxy_host))
+    monkeypatch.setattr(gateway_deployment.serve, "status", lambda: status)
+    monkeypatch.setattr(gateway_deployment, "_get_global_client", lambda: client)
+    config = MantaConfig(gateway=GatewayConfig(edge=edge))
+    if proxy_host == "0.0.0.0" and (num_proxies or edge is Edge.PROXY):
+        with pytest.raises(ConfigError, match=r"http_options\.host = '0\.0\.0\.0'.*set auth\.api_keys"):
+            gateway_deployment._edge(config)
+        config = msgspec.structs.replace(config, auth=AuthConfig(api_keys="/k.json"))
+    found = gateway_deployment._edge(config)
+    assert found is (edge if edge is not Edge.AUTO else Edge.PROXY if num_proxies else Edge.DIRECT)
