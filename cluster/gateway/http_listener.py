@@ -44,6 +44,7 @@ class Listener(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._head_timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
+        self._num_heads = 0  #: that have been read to their end
         self._in_head = True
         self._refused = False
 
@@ -58,8 +59,9 @@ class Listener(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        was_in_head, num_heads = self._in_head, self._num_heads
         super().data_received(data)
-        if self._in_head and not self._refused:
+        if was_in_head and self._num_heads == num_heads and not self._refused:  # nothing of it was a body
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
@@ -70,6 +72,7 @@ class Listener(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_ends()
+        self._num_heads += 1
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refuse_head()
         elif sum(name == b"host" for name, _ in self.headers) != 1 and self.parser.get_http_version() == "1.1":

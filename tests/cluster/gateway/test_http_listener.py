@@ -60,6 +60,17 @@ async def test_a_second_head_on_a_connection_is_timed_too(monkeypatch: pytest.Mo
     assert error_of(answer[answer.index(b"HTTP/1.1 408") :], 408) == "head_timeout"
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+async def test_a_large_body_is_no_head(pause_s: float) -> None:
+    body = json.dumps({"prompt": "Hi", "model": MODEL, "max_tokens": 1, "user": "u" * 300_000}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    cut = len(whole) - 100_000
+    for parts in ((whole,), (whole[:200], whole[200:]), (whole[:cut], whole[cut:])):
+        answer = await exchange(*parts, pause_s=pause_s)
+        assert answer.startswith(b"HTTP/1.1 200 "), answer[:300]
+
+
 @pytest.mark.parametrize(
     "parts",
     [
