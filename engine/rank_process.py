@@ -46,7 +46,8 @@ from parallel.gpus import VISIBLE, visible_to_rank
 
 log = logging.getLogger(__name__)
 BEAT_S = 0.1
-LAST_TO_GIVE_UP = 2.0  #: a rank waits for others so many times longer than its driver, which can tell who hangs
+#: Ranks wait for each other so many times longer than the driver for them: it can tell who hangs, and is to be first.
+LAST_TO_GIVE_UP = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -171,12 +172,13 @@ class _Rank:
 
         start, layout = self._start, self._part.layout
         mine = call.tensor[layout.position(start.rank).pp_rank]
-        waits: dict[str, Any] = {"timeout_s": LAST_TO_GIVE_UP * start.timeout_s, "progress": self._place}
+        timeout_s = LAST_TO_GIVE_UP * start.timeout_s
+        waits: dict[str, Any] = {"timeout_s": timeout_s, "progress": self._place}
         by_memory = None
         if mine is Transport.MEMORY and self._kernels is not None:
             by_memory = partial(join_shared_memory, self._kernels, **waits)
         if mine is Transport.NCCL:
-            for name, value in nccl_environment(start.address, start.timeout_s, addresses_by_interface()).items():
+            for name, value in nccl_environment(start.address, timeout_s, addresses_by_interface()).items():
                 os.environ.setdefault(name, value)
         store = reach_store(start.host, start.store_port, self._generation, start.timeout_s)
         self._groups = join_groups(

@@ -23,8 +23,6 @@ from parallel.preflight_facts import Transport
 from parallel.tensor_group import PointToPoint, Sending, TensorGroup
 
 _CPU = torch.device("cpu")
-#: NCCL's time limit, in those of the group.
-_NCCL_PATIENCE = 2.0
 #: torch's watchdog of NCCL may be held up by the loading of a model for so long.
 _LEAST_HEARTBEAT_S = 120
 
@@ -253,8 +251,7 @@ def join_nccl(store: Store, index: int, size: int, device: torch.device, timeout
     from torch._C._distributed_c10d import ProcessGroupNCCL  # builds for CPUs have none
 
     options = ProcessGroupNCCL.Options()
-    # After the driver, which sees more: whoever ends first is the one that is blamed.
-    options._timeout = timedelta(seconds=_NCCL_PATIENCE * timeout_s)
+    options._timeout = timedelta(seconds=timeout_s)
     group = ProcessGroupNCCL(store, index, size, options)
     group.eager_connect_single_device(device)
     return group
@@ -274,6 +271,6 @@ def nccl_environment(address: str, timeout_s: float, interfaces: Mapping[str, Se
     return {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # what fails or takes too long ends the process, and waits for nobody
         "TORCH_NCCL_BLOCKING_WAIT": "0",  # the host queues ahead; it waits for its device once a step
-        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(max(_LEAST_HEARTBEAT_S, int(_NCCL_PATIENCE * timeout_s))),
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(max(_LEAST_HEARTBEAT_S, int(timeout_s))),
         **({"NCCL_SOCKET_IFNAME": f"={names[0]}"} if names else {}),
     }

@@ -104,9 +104,9 @@ def test_a_rank_that_leaves_ends_what_it_waits_for() -> None:
     in_threads(RankLayout(2, 1), Transport.GLOO, work)
 
 
-def test_nccl_waits_longer_than_the_driver_and_uses_the_interface_that_the_others_reach() -> None:
+def test_nccl_waits_as_long_as_it_is_told_and_uses_the_interface_that_the_others_reach() -> None:
     interfaces = {"lo": ["127.0.0.1"], "docker0": ["172.17.0.1"], "eth1": ["10.0.0.7", "fe80::1"]}
-    settings = nccl_environment("10.0.0.7", 100.0, interfaces)
+    settings = nccl_environment("10.0.0.7", 200.0, interfaces)
     assert settings["NCCL_SOCKET_IFNAME"] == "=eth1"
     assert settings["TORCH_NCCL_BLOCKING_WAIT"] == "0" and settings["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "3"
     assert int(settings["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) == 200
