@@ -33,7 +33,7 @@ class CallSink(Protocol):
 
 
 class Calls:
-    """The calls that are under way, by id."""
+    """The calls that are under way."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Calls:
         self._admission, self.clock = admission, clock
         self.reports = CallReports()
         self._sinks = (self.reports, *sinks)
-        self.running: dict[str, CallRecord] = {}
+        self.running: set[CallRecord] = set()  #: a resumed stream may be there twice for a moment
 
     async def report(self, name: str, tenant: str) -> CallReport | None:
         """Of the tenant's call with that id or `X-Request-Id`: one that has ended, or one that runs at this gateway."""
-        for record in self.running.values():
+        for record in self.running:
             if record.tenant == tenant and name in (record.call_id, record.caller.request_id):
                 return report_of(record, self.clock(), time.time())
         return await self.reports.find(name, tenant)
@@ -60,7 +60,7 @@ class Calls:
         try:
             if self._admission is not None:
                 await self._admission.admit(record)
-            self.running[record.call_id] = record
+            self.running.add(record)
             for sink in self._sinks:
                 sink.began(record)
             yield
@@ -74,7 +74,7 @@ class Calls:
             outcome, status = ApiError.code, STATUS_BROKEN
             raise
         finally:
-            self.running.pop(record.call_id, None)
+            self.running.discard(record)
             record.end(outcome, status, self.clock())
             for sink in self._sinks:
                 sink.ended(record)

@@ -5,12 +5,13 @@ from cluster.console.fleet_feed import FleetFeed
 from cluster.console.fleet_view import FleetView
 from cluster.console.pages import PAGES, page
 from cluster.gateway.endpoints import Endpoint
+from cluster.health.board import HealthBoard
 from cluster.metrics.gateway_metrics import GatewayMetrics
 
 
-def console_endpoints(metrics: GatewayMetrics) -> list[Endpoint]:
+def console_endpoints(metrics: GatewayMetrics, board: HealthBoard | None) -> list[Endpoint]:
     """The page, its files, and the fleet that it shows."""
-    feed = FleetFeed(metrics.scrapes.gather, metrics.replicas)
+    feed = FleetFeed(metrics.scrapes.gather, metrics.replicas, lambda: board is not None and board.is_leaving)
     files = [
         Endpoint(
             method="GET",

@@ -22,12 +22,18 @@ STALL_S = 30.0
 
 
 class FleetFeed:
-    """`gather` gives the numbers of all processes, `replicas` those that are announced."""
+    """`gather` gives the numbers of all processes, `replicas` those that are announced.
+
+    A gateway that is leaving (`is_leaving`) ends the streams, and the pages ask another one.
+    """
 
     def __init__(
-        self, gather: Callable[[], Awaitable[list[Snapshot]]], replicas: Callable[[], Mapping[str, ReplicaInfo]]
+        self,
+        gather: Callable[[], Awaitable[list[Snapshot]]],
+        replicas: Callable[[], Mapping[str, ReplicaInfo]],
+        is_leaving: Callable[[], bool],
     ) -> None:
-        self._gather, self._replicas = gather, replicas
+        self._gather, self._replicas, self._is_leaving = gather, replicas, is_leaving
         self._moments: deque[Numbers] = deque(maxlen=PERCENTILES_S + 1)
         self._views: deque[bytes] = deque(maxlen=HISTORY)
         self._known: dict[str, ReplicaInfo] = {}
@@ -49,7 +55,7 @@ class FleetFeed:
             known, seen = list(self._views), self._num_views
             for view in known:
                 yield Event(b"", view)
-            while True:
+            while not self._is_leaving():
                 if self._num_views == seen:
                     await self._changed.wait()
                 missed, seen = self._num_views - seen, self._num_views

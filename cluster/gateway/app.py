@@ -52,7 +52,7 @@ def build_gateway(
     endpoints += [*tgi_endpoints(serving, completions, release), *kserve_endpoints(serving, completions, release)]
     endpoints += health_endpoints(board, tells_why)
     if metrics is not None:
-        endpoints += console_endpoints(metrics)
+        endpoints += console_endpoints(metrics, board)
     docs = ApiDocs(openapi_document(endpoints, release))
     routes: list[BaseRoute] = [
         Route(path, _Guarded(endpoint), methods=[endpoint.method]) for endpoint in endpoints for path in endpoint.paths

@@ -51,6 +51,10 @@ class HealthBoard:
 
     # Any thread
 
+    @property
+    def is_leaving(self) -> bool:
+        return self._is_leaving
+
     def leave(self) -> None:
         """The gateway is about to end: never ready again."""
         self._is_leaving = True
