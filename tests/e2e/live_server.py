@@ -51,8 +51,10 @@ def live_server(log: Path, *args: str, model: str = "demo") -> Iterator[LiveServ
         assert address is not None, text
         yield LiveServer(f"http://127.0.0.1:{port}", model, address[1], log, process)
     finally:
-        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-        process.send_signal(signal.SIGINT)
+        family = [process.pid]
+        if process.poll() is None:  # else the log says why
+            family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+            process.send_signal(signal.SIGINT)
         code = process.wait(STOP_TIMEOUT_S)
         left = _alive(family)
         for pid in left:
