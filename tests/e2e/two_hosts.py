@@ -1,9 +1,10 @@
-"""A replica whose two stages are on two hosts, which are two Ray nodes of this machine: `... ADDRESS FILE`.
+"""Two replicas, each with a stage on each of two hosts, which are two Ray nodes of this machine: `... ADDRESS FILE`.
 
 The second node is added to the cluster at this address and taken away again. What happens is told in the file, a line
 of JSON each.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -22,47 +23,53 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import MantaConfig, ModelConfig
+from cluster.frames import ReplicaInfo
+from cluster.generation import RequestContext
+from deployments.replica import Replica
+from deployments.router_link import RouterAddress, Shards
 from engine.config import DType, EngineConfig
 from engine.core import EngineCore
+from tests.deployments.serving_world import HOST, SECRET, ServingWorld, serving_world, until
+from tests.engine.drive_engine import drive, request, tokens
 
 SECOND = "127.0.0.2"
+NUM_STREAMS, NUM_TOKENS = 6, 150
 ENGINE = EngineConfig(dtype=DType.FLOAT32, max_model_len=256, max_num_seqs=4, kv_cache_tokens=2048)
-CONFIG = MantaConfig(models=(ModelConfig(pipeline_parallel=2, engine=ENGINE, rank_timeout_s=5.0),))
+CONFIG = MantaConfig(models=(ModelConfig(replicas=2, pipeline_parallel=2, engine=ENGINE, rank_timeout_s=5.0),))
+REQUESTS = [request(str(n), [1 + n, 2, 3], max_tokens=NUM_TOKENS) for n in range(NUM_STREAMS)]
 
 
 class Driver:
     """As the Serve replica: the actor in the first bundle."""
 
-    def start(self) -> dict[str, Any]:
+    async def start(self, name: str, router_port: int) -> dict[str, Any]:
+        core, spawner, pids = await asyncio.to_thread(self._start_engine)
+        self._replica = Replica(core, SECRET, lambda error: None)
+        shards = Shards(1, lambda number: _address(router_port), SECRET)
+        me = ReplicaInfo(name, "m", HOST, 0, pids, "host", self._info)
+        await self._replica.start(me, shards, 0, lambda: None)
+        return {"pid": os.getpid(), "pids": pids, "addresses": [place.address for place in spawner.places]}
+
+    def _start_engine(self) -> tuple[EngineCore, Any, list[int]]:
         from deployments.stage_host import ReplicaSpawner
         from engine.startup import start_engine_of_ranks
         from parallel.layout import RankLayout
 
         (model,) = CONFIG.models
-        self._spawner = ReplicaSpawner(CONFIG, model)
-        layout = RankLayout(pipeline_parallel=2)
-        self._core, info = start_engine_of_ranks(
-            model.location, ENGINE, layout, spawner=self._spawner, rank_timeout_s=5.0
-        )
-        return {"pids": info.rank_pids, "addresses": [place.address for place in self._spawner.places]}
-
-    def generate(self) -> list[int]:
-        return generate(self._core)
-
-    def generate_alone(self) -> list[int]:
-        """By an engine of one rank."""
-        from engine.startup import start_engine
-
-        return generate(start_engine(CONFIG.models[0].location, ENGINE)[0])
-
-    def pid(self) -> int:
-        return os.getpid()
+        spawner, layout = ReplicaSpawner(CONFIG, model), RankLayout(pipeline_parallel=2)
+        core, self._info = start_engine_of_ranks(model.location, ENGINE, layout, spawner=spawner, rank_timeout_s=5.0)
+        return core, spawner, list(self._info.rank_pids)
 
 
-def generate(core: EngineCore) -> list[int]:
-    from tests.engine.drive_engine import drive, request, tokens
+async def _address(port: int) -> RouterAddress:
+    return RouterAddress(HOST, port, SECRET)
 
-    return tokens(drive(core, [(0, request("a", [1, 2, 3], max_tokens=24))])["a"])
+
+def said_by_one_rank() -> list[list[int]]:
+    from engine.startup import start_engine
+
+    chunks = drive(start_engine(CONFIG.models[0].location, ENGINE)[0], [(0, asked) for asked in REQUESTS])
+    return [tokens(chunks[asked.request_id]) for asked in REQUESTS]
 
 
 def tell(**said: object) -> None:
@@ -70,13 +77,51 @@ def tell(**said: object) -> None:
         file.write(json.dumps(said) + "\n")
 
 
-def has_ended(pid: int, patience_s: float = 10.0) -> bool:
+def has_ended(pid: int, patience_s: float = 20.0) -> bool:
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
         time.sleep(0.05)
     return False
+
+
+async def new_driver(name: str, router_port: int) -> dict[str, Any]:
+    group = placement_group([{"CPU": 0.4}, {"CPU": 0.4}], strategy="STRICT_SPREAD")
+    strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    driver = ray.remote(num_cpus=0.4, scheduling_strategy=strategy)(Driver).remote()
+    return {**await driver.start.remote(name, router_port), "actor": driver}
+
+
+async def read_while(world: ServingWorld, happening: Any) -> list[list[int]]:
+    """The tokens of all requests; `happening` is called in the midst of them."""
+    got: list[list[int]] = [[] for _ in REQUESTS]
+
+    async def read(number: int) -> None:
+        context = RequestContext(model="m", timeout_s=60.0)
+        async for chunk in world.dispatcher.stream(REQUESTS[number], context):
+            got[number] += chunk.token_ids
+
+    reading = [asyncio.create_task(read(number)) for number in range(NUM_STREAMS)]
+    await until(lambda: sum(map(len, got)) > NUM_STREAMS * NUM_TOKENS // 4, timeout_s=60.0)
+    happening()
+    tell(running=sum(not task.done() for task in reading))
+    await asyncio.gather(*reading)
+    return got
+
+
+async def lose_ranks_and_drivers() -> None:
+    async with serving_world(num_replicas=0) as world:
+        drivers = await asyncio.gather(*(new_driver(name, world.ports[0]) for name in ("r0", "r1")))
+        await until(lambda: len(world.links.connections) == 2, timeout_s=20.0)
+        tell(addresses=[driver["addresses"] for driver in drivers])
+        first, second = drivers
+        got = await read_while(world, lambda: os.kill(first["pids"][1], signal.SIGKILL))
+        tell(is_exact=got == said_by_one_rank())
+        os.kill(second["pids"][1], signal.SIGSTOP)
+        for driver in drivers:
+            os.kill(driver["pid"], signal.SIGKILL)
+        tell(ended=[has_ended(pid) for pid in (*first["pids"], *second["pids"])])
 
 
 def main(address: str) -> None:
@@ -87,41 +132,10 @@ def main(address: str) -> None:
     second = Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=True)
     ray.init(address=address, namespace="manta", log_to_driver=False)
     try:
-        group = placement_group([{"CPU": 0.4}, {"CPU": 0.4}], strategy="STRICT_SPREAD")
-        ray.get(group.ready(), timeout=30)
-        for lose in (lose_a_rank, lose_the_driver):
-            lose(group)
+        asyncio.run(lose_ranks_and_drivers())
     finally:
         ray.shutdown()
         second.kill_all_processes(check_alive=False, allow_graceful=False)
-
-
-def new_driver(group: Any) -> tuple[Any, dict[str, Any]]:
-    strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-    driver = ray.remote(num_cpus=0.4, scheduling_strategy=strategy)(Driver).remote()
-    return driver, ray.get(driver.start.remote(), timeout=60)
-
-
-def lose_a_rank(group: Any) -> None:
-    """The one on the second host."""
-    driver, started = new_driver(group)
-    alone, ranks = ray.get([driver.generate_alone.remote(), driver.generate.remote()], timeout=60)
-    tell(addresses=started["addresses"], is_exact=alone == ranks, num_tokens=len(ranks))
-    os.kill(started["pids"][1], signal.SIGKILL)
-    try:
-        ray.get(driver.generate.remote(), timeout=30)
-    except ray.exceptions.RayTaskError as error:
-        tell(lost=str(error.cause))
-    ray.kill(driver)
-    tell(ended=[has_ended(pid) for pid in started["pids"]])
-
-
-def lose_the_driver(group: Any) -> None:
-    """With one of its ranks frozen on the second host."""
-    driver, started = new_driver(group)
-    os.kill(started["pids"][1], signal.SIGSTOP)
-    os.kill(ray.get(driver.pid.remote()), signal.SIGKILL)
-    tell(ended=[has_ended(pid) for pid in started["pids"]])
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class LaunchedCluster:
     def up(self, *words: str) -> None:
         assert self.manta("up", str(self.file), "--manta", MANTA, "--timeout", "180", *words) == 0
 
+    def deploy(self, words: str) -> None:
+        """With a gateway on each host."""
+        gateways = f"--host 0.0.0.0 --set gateway.replicas={self.hosts.num_hosts} --api-keys {self.hosts.keys}"
+        self.up("--no-restart", "--deploy", f"{words} {gateways}")
+
     def on_head(self, words: str) -> str:
         """What a command of Manta says there."""
         command = read_cluster_file(str(self.file)).ssh(self.hosts.address(1), f"{MANTA} {words}")
@@ -64,11 +69,12 @@ class LaunchedCluster:
     def wait_for_hosts(self) -> None:
         self.on_head(f"hosts --wait {self.hosts.num_hosts} --timeout 150")
 
-    def rank_processes(self) -> set[tuple[str, int]]:
-        """Address of the host and process id; without spares."""
+    def rank_processes(self, without: int = 0) -> set[tuple[str, int]]:
+        """Address of the host and process id; without spares, and without one host."""
         return {
             (self.hosts.address(number), int(line.split()[0]))
             for number in range(1, self.hosts.num_hosts + 1)
+            if number != without
             for line in self.hosts.tool("exec", str(number), "ps", "-eo", "pid,args").splitlines()
             if line.endswith("-m engine.rank_process")
         }

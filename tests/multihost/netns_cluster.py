@@ -45,7 +45,7 @@ class Hosts:
             "NH_PREFIX": PREFIX,
             "NH_NET": NET,
             "NH_DIR": str(self.folder / "hosts"),
-            "NH_KEEP": str(ROOT),
+            "NH_KEEP": f"{ROOT}:{self.keys.parent}",
             "NH_ENV": f"PYTHONPATH={ROOT} RAY_AUTH_MODE=token RAY_memory_monitor_refresh_ms=0 "
             "RAY_raylet_start_wait_time_s=120",
         }
@@ -55,10 +55,15 @@ class Hosts:
     def address(self, number: int) -> str:
         return f"{NET}.{10 + number}"
 
+    @property
+    def keys(self) -> Path:
+        """The file of API keys, at this path on every host."""
+        return self.folder / "kept" / "keys.json"
+
     def make_api_key(self) -> str:
-        """One that gateways take which were told of `~/manta_keys.json`."""
+        """One of that file."""
         key, kept = make_key("default", ["*"], False, None)
-        (self.folder / "keys.json").write_bytes(write_key_file(KeyFile([kept])))
+        self.keys.write_bytes(write_key_file(KeyFile([kept])))
         return key
 
     def cluster_file(self) -> Path:
@@ -72,7 +77,6 @@ class Hosts:
         cluster["min_workers"] = cluster["max_workers"] = len(workers)
         cluster["setup_commands"] = []
         del cluster["file_mounts"][str(ROOT)]
-        cluster["file_mounts"]["~/manta_keys.json"] = str(self.folder / "keys.json")
         path = self.folder / "cluster.yaml"
         path.write_text(yaml.safe_dump(cluster), encoding="utf-8")
         return path
@@ -83,6 +87,7 @@ def netns_hosts(num_hosts: int) -> Iterator[Hosts]:
     """Hosts that nothing is left of afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="manta-hosts-"))
     hosts = Hosts(num_hosts, folder)
+    hosts.keys.parent.mkdir()
     try:
         hosts.tool("up", str(num_hosts))
         yield hosts

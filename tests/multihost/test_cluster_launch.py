@@ -19,9 +19,7 @@ pytestmark = [
     pytest.mark.timeout(480),
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
-DEPLOY = (
-    "chain --replicas 3 --host 0.0.0.0 --set gateway.replicas=3 --set chain.step_s=0.02 --api-keys ~/manta_keys.json"
-)
+DEPLOY = "chain --replicas 3 --set chain.step_s=0.02"
 NUM_STREAMS, NUM_TOKENS = 24, 400
 PROMPTS = [[(number * 37 + place) % VOCAB_SIZE for place in range(24)] for number in range(NUM_STREAMS)]
 BODIES = [{"model": "chain", "prompt": prompt, "max_tokens": NUM_TOKENS} for prompt in PROMPTS]
@@ -30,7 +28,7 @@ EXPECTED = [list(chain_tokens(prompt, NUM_TOKENS, VOCAB_SIZE)) for prompt in PRO
 
 def test_three_hosts_lose_one_and_no_stream(launched: LaunchedCluster) -> None:
     hosts = launched.hosts
-    launched.up("--no-restart", "--deploy", DEPLOY)
+    launched.deploy(DEPLOY)
     launched.tell("the chain engine answers")
     placed = launched.placed()
     urls = urls_of(placed)
