@@ -146,7 +146,6 @@ async def test_the_ledger_sums_to_the_metrics(tmp_path: Path) -> None:
             await until(lambda: not gateway.calls.running)
             page = await scrape(http)
         await gateway.sinks.close()
-        gateway.health.close()
         gateway.links.close()
     sums = sum_usage(rows_in(tmp_path), ["tenant"])
     assert [line["tenant"] for line in sums] == ["tenant0", "tenant1"]
