@@ -121,6 +121,9 @@ def _greet(config: MantaConfig, progress: StartProgress) -> None:
     urls = gateway_urls(config)
     key = '-H "Authorization: Bearer $MANTA_API_KEY" ' if config.auth.is_on else ""
     progress.say(f"[bold green]ready[/bold green] on {', '.join(urls)}  (Ctrl-C stops)")
+    if config.gateway.grpc_port:
+        progress.say(f"gRPC on {config.gateway.host}:{config.gateway.grpc_port}")
+    progress.say(f"the fleet at work: {urls[0]}/console")
     print(
         f"curl {urls[0]}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body.decode()}'", flush=True
     )
