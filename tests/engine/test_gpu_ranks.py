@@ -19,8 +19,8 @@ from parallel.layout import RankLayout
 from parallel.preflight_facts import Transport
 from parallel.process_group import Progress, TorchGroup, join_nccl
 from tests.engine.rank_world import threaded_engine
-from tests.engine.test_ranks import CONFIG, FOUR_RANKS, ODD_VOCABULARY, PLANNED_BY_AUTO_TP, answers, arrivals
-from tests.engine.tiny_models import SPECIAL, save_tiny_model
+from tests.engine.test_ranks import CONFIG, FOUR_RANKS, ODD_VOCABULARY, answers, arrivals
+from tests.engine.tiny_models import PLANNED_BY_AUTO_TP, SPECIAL, save_tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
