@@ -15,6 +15,7 @@ from cluster.config import GatewayConfig
 from cluster.console.console_endpoints import console_endpoints
 from cluster.gateway.api_docs import ApiDocs
 from cluster.gateway.endpoints import Endpoint, health_endpoints, list_endpoints
+from cluster.gateway.error_style import SCOPE_KEY
 from cluster.gateway.layers import Errors, Identification, Identify, Layer, RequestIds, untold, whoever
 from cluster.gateway.openapi import openapi_document
 from cluster.generation import Generator
@@ -73,9 +74,10 @@ class _Guarded:
     """An endpoint for those who may."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._run, self._access = endpoint.run, endpoint.access
+        self._run, self._access, self._errors = endpoint.run, endpoint.access, endpoint.errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY] = self._errors
         if self._access is not Access.OPEN:
             require(self._access, scope["principal"])
         await self._run(scope, receive, send)

@@ -31,6 +31,7 @@ from cluster.api.token_endpoints import TokenEndpoints
 from cluster.auth.access import Access
 from cluster.auth.principal import Principal
 from cluster.calls.report import CallReport
+from cluster.gateway.error_style import OPENAI_STYLE, ErrorStyle
 from cluster.gateway.generating import RESUME, Generating, Resuming
 from cluster.gateway.http_errors import RequestNotFound
 from cluster.gateway.http_exchange import read_json_body, send_json
@@ -49,7 +50,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     access: Access  #: without a default: nothing is open by omission
     summary: str
     run: Asgi
-    answer: type[msgspec.Struct] | None = None  #: None: there are only streams, or text
+    answer: Any = None  #: type; None: there are only streams, or text
     body: type[msgspec.Struct] | None = None
     chunks: Sequence[type[msgspec.Struct]] = ()  #: of an event stream, where there is one
     headers: Mapping[str, str] = {}  #: of the request, and what they are for
@@ -57,6 +58,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""  #: media type of an answer that is no JSON
     answer_statuses: Sequence[int] = (200,)  #: with which `answer` comes
     error_statuses: Sequence[int] = ()
+    errors: ErrorStyle = OPENAI_STYLE
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
-"""How an endpoint words its errors, where its protocol has another way than OpenAI's."""
+"""How an endpoint words its errors: OpenAI's way, or that of another protocol."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
-from starlette.types import Receive, Scope, Send
 
+from cluster.api.schema import ErrorResponse
 from cluster.errors import ApiError
 
-SCOPE_KEY = "error_style"  #: of an ASGI scope, set by an endpoint before anything can go wrong
+SCOPE_KEY = "error_style"  #: of an ASGI scope, set before an endpoint runs
 
 
 class ErrorAnswer(NamedTuple):
@@ -18,22 +18,32 @@ class ErrorAnswer(NamedTuple):
     body: bytes
 
 
-ErrorStyle = Callable[[ApiError], ErrorAnswer]
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+class ErrorStyle(NamedTuple):
+    """What words an error, and the type of the body that it makes."""
+
+    word: Callable[[ApiError], ErrorAnswer]
+    schema: type[msgspec.Struct]
 
 
-def openai_style(error: ApiError) -> ErrorAnswer:
-    """`{"error": {"message", "type", "param", "code"}}`."""
+class KserveError(msgspec.Struct, frozen=True, kw_only=True):
+    error: str
+
+
+class TgiError(msgspec.Struct, frozen=True, kw_only=True):
+    error: str
+    error_type: str
+
+
+def _word_as_openai(error: ApiError) -> ErrorAnswer:
     return ErrorAnswer(error.status, msgspec.json.encode(error.body()))
 
 
-def kserve_style(error: ApiError) -> ErrorAnswer:
-    """`{"error": message}`."""
-    return ErrorAnswer(error.status, msgspec.json.encode({"error": error.message}))
+def _word_as_kserve(error: ApiError) -> ErrorAnswer:
+    return ErrorAnswer(error.status, msgspec.json.encode(KserveError(error=error.message)))
 
 
-def tgi_style(error: ApiError) -> ErrorAnswer:
-    """`{"error": message, "error_type": kind}` with the statuses that TGI's clients know."""
+def _word_as_tgi(error: ApiError) -> ErrorAnswer:
+    """With the statuses that TGI's clients know."""
     status, kind = error.status, "generation"
     if status in (400, 404, 413, 415):
         status, kind = (422 if status == 400 else status), "validation"
@@ -41,14 +51,9 @@ def tgi_style(error: ApiError) -> ErrorAnswer:
         status, kind = 429, "overloaded"
     elif status == 500:
         status = 424
-    return ErrorAnswer(status, msgspec.json.encode({"error": error.message, "error_type": kind}))
+    return ErrorAnswer(status, msgspec.json.encode(TgiError(error=error.message, error_type=kind)))
 
 
-def styled(style: ErrorStyle, run: Asgi) -> Asgi:
-    """The endpoint, its errors in this style."""
-
-    async def styled_run(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY] = style
-        await run(scope, receive, send)
-
-    return styled_run
+OPENAI_STYLE = ErrorStyle(_word_as_openai, ErrorResponse)
+KSERVE_STYLE = ErrorStyle(_word_as_kserve, KserveError)
+TGI_STYLE = ErrorStyle(_word_as_tgi, TgiError)

@@ -15,7 +15,7 @@ from cluster.auth.credential import is_tenant
 from cluster.auth.principal import Principal
 from cluster.config import GatewayConfig
 from cluster.errors import ApiError, InvalidRequest, StreamTaken, Unauthorized
-from cluster.gateway.error_style import SCOPE_KEY, openai_style
+from cluster.gateway.error_style import OPENAI_STYLE, SCOPE_KEY
 from cluster.gateway.http_errors import MethodNotAllowed, UnknownPath, answerable
 from cluster.gateway.http_exchange import ClientLeft, Header, header, send_json
 from cluster.gateway.http_listener import ABORT
@@ -80,7 +80,7 @@ class Errors:
                 return await _drop_connection(scope)
             answer = _from_router(error, scope) if isinstance(error, HTTPException) else answerable(error)
         self._tell(answer)
-        worded = scope.get(SCOPE_KEY, openai_style)(answer)
+        worded = scope.get(SCOPE_KEY, OPENAI_STYLE).word(answer)
         return await send_json(send, worded.status, worded.body, error_headers(answer))
 
 

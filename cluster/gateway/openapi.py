@@ -9,6 +9,7 @@ import msgspec
 from cluster.api.schema import ErrorResponse
 from cluster.auth.access import Access
 from cluster.gateway.endpoints import Endpoint
+from cluster.gateway.error_style import OPENAI_STYLE
 
 _ERRORS = {
     400: "A field is wrong; `param` names it",
@@ -43,7 +44,8 @@ def openapi_document(endpoints: Sequence[Endpoint], version: str) -> dict[str, A
     """The document as plain data."""
     types: list[Any] = [ErrorResponse]
     for endpoint in endpoints:
-        types += [found for found in (endpoint.body, endpoint.answer, *endpoint.chunks) if found is not None]
+        found = (endpoint.body, endpoint.answer, *endpoint.chunks, endpoint.errors.schema)
+        types += [type_ for type_ in found if type_ is not None]
     unique = list(dict.fromkeys(types))
     references, components = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(unique, references, strict=True))
@@ -67,13 +69,13 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
     if endpoint.text:
         content[endpoint.text] = {"schema": {"type": "string"}}
     if endpoint.chunks:
-        schemas = [schema_of[chunk] for chunk in endpoint.chunks]
-        content["text/event-stream"] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
+        content["text/event-stream"] = {"schema": _event(endpoint, schema_of)}
     responses: dict[str, Any] = {
         str(status): {"description": "The answer", "content": content} for status in endpoint.answer_statuses
     }
-    error = {"application/json": {"schema": schema_of[ErrorResponse]}}
     for status in (*endpoint.error_statuses, *_ACCESS_STATUSES[endpoint.access]):
+        style = ErrorResponse if status == 401 else endpoint.errors.schema  # who asks is found out before the endpoint
+        error = {"application/json": {"schema": schema_of[style]}}
         responses[str(status)] = {"description": _ERRORS[status], "content": error}
     operation: dict[str, Any] = {
         "operationId": f"{endpoint.method.lower()}{path.replace('/', '_').replace('{', '').replace('}', '')}",
@@ -91,3 +93,12 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
     if parameters:
         operation["parameters"] = parameters
     return operation
+
+
+def _event(endpoint: Endpoint, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    """One event of a stream: its `data` is a chunk, an error, or OpenAI's mark of the end."""
+    held = [schema_of[type_] for type_ in (*endpoint.chunks, endpoint.errors.schema)]
+    json_text = {"contentMediaType": "application/json", "contentSchema": {"anyOf": held}}
+    ends = [{"const": "[DONE]"}] if endpoint.errors is OPENAI_STYLE else []
+    data = {"type": "string", "anyOf": [*ends, json_text]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data, "id": {"type": "string"}}}

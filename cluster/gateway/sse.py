@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from starlette.types import Send
 
 from cluster.api.stream_events import Event
-from cluster.gateway.error_style import ErrorStyle, openai_style
+from cluster.gateway.error_style import OPENAI_STYLE, ErrorStyle
 from cluster.gateway.http_errors import answerable
 from cluster.gateway.http_exchange import Header
 
@@ -52,7 +52,7 @@ async def send_stream(
     headers: Sequence[Header],
     stall_s: float,
     before_write: Callable[[], None] = nothing,
-    style: ErrorStyle = openai_style,
+    style: ErrorStyle = OPENAI_STYLE,
     done: bytes = DONE,
 ) -> None:
     """Send all events, then `[DONE]`. Nothing is sent if the first event cannot be had (the error is raised).
@@ -76,7 +76,7 @@ async def send_stream(
         except (ReaderStalled, OSError):
             raise
         except Exception as error:
-            writer.add(encode_event(Event(b"", style(answerable(error)).body)))
+            writer.add(encode_event(Event(b"", style.word(answerable(error)).body)))
         await writer.flush()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

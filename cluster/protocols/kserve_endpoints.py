@@ -14,7 +14,7 @@ from cluster.api.stream_events import Event
 from cluster.auth.access import Access
 from cluster.errors import InvalidRequest, NoReadyReplica
 from cluster.gateway.endpoints import Asgi, Endpoint
-from cluster.gateway.error_style import kserve_style, styled
+from cluster.gateway.error_style import KSERVE_STYLE
 from cluster.gateway.generating import caller_of
 from cluster.gateway.http_exchange import header, read_body, read_json_body, send_json, while_client_stays
 from cluster.gateway.sse import send_stream
@@ -88,7 +88,7 @@ class _Kserve:
         async with while_client_stays(receive):
             asked = await self._ask(scope, body, "generate_stream")
             headers, stall_s = asked.call.record.headers, self._serving.config.stream_stall_s
-            await send_stream(send, self._events(asked), headers, stall_s, style=kserve_style, done=b"")
+            await send_stream(send, self._events(asked), headers, stall_s, style=KSERVE_STYLE, done=b"")
 
     async def _generate_body(self, scope: Scope, receive: Receive) -> GenerateBody:
         raw = await read_json_body(scope, receive, self._serving.config.max_body_bytes)
@@ -140,13 +140,13 @@ def kserve_endpoints(serving: Serving, completions: Completions, version: str) -
     def getting(path: str, summary: str, run: Asgi, access: Access, answer: Any = None, *aliases: str) -> Endpoint:
         return Endpoint(
             method="GET", path=path, access=access, summary=f"{summary} (Open Inference Protocol)", answer=answer,
-            aliases=aliases, run=styled(kserve_style, run), error_statuses=(404, 503),
+            aliases=aliases, run=run, errors=KSERVE_STYLE, error_statuses=(404, 503),
         )  # fmt: skip
 
     def posting(way: str, summary: str, run: Asgi, body: Any, answer: Any, chunks: tuple[Any, ...] = ()) -> Endpoint:
         return Endpoint(
             method="POST", path=f"{_V2}/{way}", access=Access.USER, summary=f"{summary} (Open Inference Protocol)",
-            body=body, answer=answer, chunks=chunks, aliases=(f"{_VERSIONED}/{way}",), run=styled(kserve_style, run),
+            body=body, answer=answer, chunks=chunks, aliases=(f"{_VERSIONED}/{way}",), run=run, errors=KSERVE_STYLE,
             error_statuses=_ERRORS,
         )  # fmt: skip
 

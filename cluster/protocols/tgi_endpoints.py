@@ -8,7 +8,7 @@ from cluster.api.request_body import decode_body
 from cluster.api.serving import Serving
 from cluster.auth.access import Access
 from cluster.gateway.endpoints import Endpoint
-from cluster.gateway.error_style import styled, tgi_style
+from cluster.gateway.error_style import TGI_STYLE
 from cluster.gateway.generating import caller_of
 from cluster.gateway.http_exchange import read_json_body, send_json, while_client_stays
 from cluster.gateway.sse import send_stream
@@ -32,7 +32,7 @@ class _TgiGenerate:
             if is_stream:
                 events = self._tgi.events(body, call)
                 stall_s = self._serving.config.stream_stall_s
-                await send_stream(send, events, call.record.headers, stall_s, style=tgi_style, done=b"")
+                await send_stream(send, events, call.record.headers, stall_s, style=TGI_STYLE, done=b"")
             else:
                 answer = msgspec.json.encode(await self._tgi.answer(body, call))
                 if self._is_stream is None:  # at `/` its clients expect a list
@@ -54,9 +54,10 @@ def tgi_endpoints(serving: Serving, completions: Completions, version: str) -> l
             access=Access.USER,
             summary=summary,
             body=TgiRequest,
-            answer=None if is_stream else TgiAnswer,
+            answer={True: None, False: TgiAnswer, None: list[TgiAnswer]}[is_stream],
             chunks=() if is_stream is False else (TgiEvent,),
-            run=styled(tgi_style, _TgiGenerate(serving, tgi, path, is_stream)),
+            errors=TGI_STYLE,
+            run=_TgiGenerate(serving, tgi, path, is_stream),
             error_statuses=(404, 408, 413, 415, 422, 424, 429, 504),
         )
 
@@ -70,7 +71,8 @@ def tgi_endpoints(serving: Serving, completions: Completions, version: str) -> l
             access=Access.USER,
             summary="The served model (Text Generation Inference)",
             answer=TgiInfo,
-            run=styled(tgi_style, info),
+            errors=TGI_STYLE,
+            run=info,
             error_statuses=(404, 422, 429),
         ),
     ]
