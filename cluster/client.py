@@ -150,7 +150,7 @@ class _Reading:
             lines = (line.partition(b":") for line in block.split(b"\n"))
             fields = {name: value.removeprefix(b" ") for name, _, value in lines if name}
             if b"data" in fields and not self.is_done:
-                yield from self._take(fields.get(b"id", b"").decode(), fields[b"data"])
+                yield from self._take(fields.get(b"id", b"").decode(errors="replace"), fields[b"data"])
 
     def _take(self, event_id: str, data: bytes) -> Generator[Any, None, None]:
         if data == b"[DONE]":
@@ -158,7 +158,7 @@ class _Reading:
             return
         try:
             event = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StreamLost(f"the server sent what is no event: {data[:200]!r}") from None
         if isinstance(event, dict) and "error" in event:
             error = event["error"]
@@ -173,7 +173,7 @@ class _Reading:
         """An answer other than a stream. While going on, 503 may pass; anything else is the end."""
         try:
             said = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = {"error": {"message": body[:200].decode(errors="replace").strip()}}
         self._last_refusal = _failure(status, said)
         if status != 503 or not self.last_event_id:

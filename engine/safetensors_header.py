@@ -1,15 +1,17 @@
 """The header of a safetensors file, read without torch and checked against the file's length."""
 
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from engine.errors import BadCheckpoint
 
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH = struct.Struct("<Q")
+_Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,12 @@ class TensorEntry:
 
     dtype: str  #: as safetensors names it: F32, BF16, ...
     shape: tuple[int, ...]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[_Size, ...]
+    data_offsets: tuple[_Size, _Size]
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,13 @@ def read_header(file: Path) -> SafetensorsHeader:
 def _parse(file: Path, raw: bytes) -> tuple[dict[str, TensorEntry], int]:
     """The tensors and the bytes their data takes."""
     try:
-        header: dict[str, Any] = json.loads(raw)
-        header.pop("__metadata__", None)
-        tensors = {name: TensorEntry(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-        data_bytes = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        held = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        held.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in held.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadCheckpoint(str(file), f"its safetensors header is damaged ({error!r}): download it again") from None
+    tensors = {name: TensorEntry(entry.dtype, entry.shape) for name, entry in entries.items()}
+    data_bytes = max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if not tensors:
         raise BadCheckpoint(str(file), "holds no tensors: download it again")
     return tensors, data_bytes

@@ -13,7 +13,7 @@ from cluster.api.sampling_rules import (
     check_logprobs,
     check_min_tokens,
     check_sampling,
-    check_token_id,
+    check_token_ids,
     output_length,
     sampling_params,
 )
@@ -91,8 +91,7 @@ class Completions:
                 ids = await model.tokenizer.encode(text_or_ids, add_special_tokens=body.add_special_tokens is not False)
                 prompts.append(Prompt(ids, text_or_ids))
             else:
-                for token_id in text_or_ids:
-                    check_token_id(token_id, "prompt", info)
+                check_token_ids(text_or_ids, "prompt", info.vocab_size)
                 prompts.append(Prompt(text_or_ids))
             if not prompts[-1].token_ids:
                 raise InvalidRequest("`prompt` holds no token; give at least one.", "prompt")

@@ -44,17 +44,21 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float | str):
         text = repr(value)
-        return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}... ({len(text)} characters)"
+        return _short(text)
     if isinstance(value, list | tuple | dict):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}... ({len(text)} characters)"
 
 
 def _invalid_field(reason: str, fields: Any) -> InvalidRequest:
     reason, _, path = reason.partition(" - at `")
     path = path.rstrip("`").removeprefix("$")
     if unknown := _UNKNOWN.fullmatch(reason):
-        param = f"{path}.{unknown[1]}".lstrip(".")
+        param = _short(f"{path}.{unknown[1]}".lstrip("."))
         return InvalidRequest(
             f"`{param}` is not a parameter of this endpoint; leave it out (`/docs` lists them all).",
             param,
@@ -63,7 +67,7 @@ def _invalid_field(reason: str, fields: Any) -> InvalidRequest:
     if missing := _MISSING.fullmatch(reason):
         param = f"{path}.{missing[1]}".lstrip(".")
         return InvalidRequest(f"`{param}` is missing; it is required.", param, "missing_required_parameter")
-    param = path.replace("[...]", "").lstrip(".")
+    param = _short(path.replace("[...]", "").lstrip("."))
     value = "" if "[...]" in path or not param else f" is {shown(_value_at(fields, path))}"
     code = "invalid_type" if ", got `" in reason else "invalid_value"
     wrong = reason[:1].lower() + reason[1:]

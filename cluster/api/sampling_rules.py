@@ -2,6 +2,7 @@
 and the length of the output."""
 
 import hashlib
+from collections.abc import Collection
 from typing import TypeVar
 
 import msgspec
@@ -98,12 +99,11 @@ def check_sampling(fields: SamplingFields, info: EngineInfo, config: GatewayConf
         raise InvalidRequest(f"`n` is {fields.n}; at most {config.max_choices} are allowed here.", "n")
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequest("`stream_options` is for streams; set `stream` to true or leave it out.", "stream_options")
-    for token_id in fields.stop_token_ids or ():
-        check_token_id(token_id, "stop_token_ids", info)
+    check_token_ids(fields.stop_token_ids or (), "stop_token_ids", info.vocab_size)
     for key in fields.logit_bias or ():
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
             raise InvalidRequest(f"`logit_bias` has the key {shown(key)}; keys are token ids.", "logit_bias")
-        check_token_id(int(key), "logit_bias", info)
+        check_token_ids([int(key)], "logit_bias", info.vocab_size)
 
 
 def check_min_tokens(fields: SamplingFields, max_tokens: int) -> None:
@@ -120,11 +120,16 @@ def check_logprobs(asked: int | None, param: str, config: GatewayConfig) -> None
         raise InvalidRequest(f"`{param}` is {asked}; at most {config.max_logprobs} are allowed here.", param)
 
 
-def check_token_id(token_id: int, param: str, info: EngineInfo) -> None:
-    """Refuse an id that the model has no token for."""
-    if not 0 <= token_id < info.vocab_size:
+def check_token_ids(token_ids: Collection[int], param: str, vocab_size: int) -> None:
+    """Refuse an id that the model has no token for. There may be millions of them."""
+    if not token_ids:
+        return
+    lowest, highest = min(token_ids), max(token_ids)
+    if lowest < 0 or highest >= vocab_size:
         raise InvalidRequest(
-            f"`{param}` holds the token id {shown(token_id)}; this model's ids are 0 to {info.vocab_size - 1}.", param
+            f"`{param}` holds the token id {shown(lowest if lowest < 0 else highest)}; this model's ids are 0 to "
+            f"{vocab_size - 1}.",
+            param,
         )
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from cluster.api.request_body import shown
-from cluster.api.sampling_rules import context_limit
+from cluster.api.sampling_rules import check_token_ids, context_limit
 from cluster.api.schema_tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -57,13 +56,7 @@ class TokenEndpoints:
     async def detokenize(self, body: DetokenizeRequest, principal: Principal) -> DetokenizeResponse:
         """Special tokens included."""
         model = self._serving.model(body.model, principal)
-        for token_id in body.tokens:
-            if not 0 <= token_id < model.tokenizer.vocab_size:
-                raise InvalidRequest(
-                    f"`tokens` holds the token id {shown(token_id)}; this model's ids are 0 to "
-                    f"{model.tokenizer.vocab_size - 1}.",
-                    "tokens",
-                )
+        check_token_ids(body.tokens, "tokens", model.tokenizer.vocab_size)
         text = await asyncio.to_thread(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
         return DetokenizeResponse(prompt=text)
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from cluster.api.completions import Completions
+from cluster.api.request_body import shown
 from cluster.api.serving import Serving
 from cluster.errors import ApiError, InvalidRequest
 from cluster.gateway.http_errors import answerable
@@ -106,7 +107,7 @@ def _written(response: InferResponse, request: Any) -> Any:
     outputs = [tensor for tensor in response.outputs if not names or tensor.name in names]
     if len(outputs) < len(set(names)):
         missing = sorted(set(names) - {tensor.name for tensor in outputs})
-        raise InvalidRequest(f"There is no output `{missing[0]}`.", "outputs")
+        raise InvalidRequest(f"There is no output {shown(missing[0])}.", "outputs")
     is_last = all(tensor.data != [""] for tensor in response.outputs if tensor.name == "finish_reason")
     answer = pb.ModelInferResponse(model_name=response.model_name, model_version=response.model_version, id=response.id)
     answer.parameters[_FINAL].bool_param = is_last

@@ -14,7 +14,7 @@ import msgspec
 
 from cluster.api.completion_format import CompletionCall
 from cluster.api.completions import Completions
-from cluster.api.request_body import convert_fields
+from cluster.api.request_body import convert_fields, shown
 from cluster.api.running import run_call
 from cluster.api.schema_completions import CompletionRequest
 from cluster.api.serving import Serving
@@ -83,7 +83,9 @@ class OpenInference:
         for tensor in request.inputs:
             if _INPUTS.get(tensor.name) != tensor.datatype:
                 known = ", ".join(f"{name} ({kind})" for name, kind in _INPUTS.items())
-                raise InvalidRequest(f"input `{tensor.name}` ({tensor.datatype}) is none of: {known}.", "inputs")
+                raise InvalidRequest(
+                    f"input {shown(tensor.name)} ({shown(tensor.datatype)}) is none of: {known}.", "inputs"
+                )
             given[tensor.name] = tensor.data or []
         if not given.get(TEXT):
             raise InvalidRequest(f"input `{TEXT}` is missing; give a prompt.", "inputs")
@@ -156,5 +158,5 @@ def _sampling(given: list[Any]) -> dict[str, Any]:
 def _flag(given: Mapping[str, list[Any]], name: str, default: bool) -> bool:
     values = given.get(name) or [default]
     if not isinstance(values[0], bool):
-        raise InvalidRequest(f"input `{name}` holds {values[0]!r}; it must hold true or false.", "inputs")
+        raise InvalidRequest(f"input `{name}` holds {shown(values[0])}; it must hold true or false.", "inputs")
     return values[0]

@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from cluster.api.completions import Completions
-from cluster.api.request_body import decode_body
+from cluster.api.request_body import decode_body, shown
 from cluster.api.serving import Serving
 from cluster.api.stream_events import Event
 from cluster.auth.access import Access
@@ -110,7 +110,7 @@ def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
     known = {output.name for output in response.outputs}
     for name in names:
         if name not in known:
-            raise InvalidRequest(f"There is no output `{name}`; there are {', '.join(sorted(known))}.", "outputs")
+            raise InvalidRequest(f"There is no output {shown(name)}; there are {', '.join(sorted(known))}.", "outputs")
     outputs = [output for output in response.outputs if not names or output.name in names]
     return msgspec.structs.replace(response, outputs=outputs)
 

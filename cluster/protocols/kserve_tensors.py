@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.request_body import decode_body
+from cluster.api.request_body import decode_body, shown
 from cluster.errors import InvalidRequest
 from cluster.protocols.kserve_schema import InferRequest, InferResponse, InferTensor
 
-MOST_ELEMENTS = 4096
+MOST_ELEMENTS, MOST_DIMENSIONS = 4096, 8
 _decode = msgspec.json.Decoder(InferRequest)
 
 
@@ -30,7 +30,9 @@ def read_request(body: bytes, header_length: int | None) -> InferRequest:
         if size is None:
             data = _flat(tensor.data or [], tensor.name)
         elif not isinstance(size, int) or not 0 <= size <= len(body) - at:
-            raise InvalidRequest(f"input `{tensor.name}`: binary_data_size is {size!r}, which is not there.", "inputs")
+            raise InvalidRequest(
+                f"input {shown(tensor.name)}: binary_data_size is {shown(size)}, which is not there.", "inputs"
+            )
         else:
             data = read_elements(body[at : at + size], tensor.datatype, tensor.name)
             at += size
@@ -45,7 +47,7 @@ def with_data(tensor: InferTensor, data: list[Any]) -> InferTensor:
     count = _count(tensor)
     if len(data) != count:
         raise InvalidRequest(
-            f"input `{tensor.name}` has {count} elements by its shape {tensor.shape}, and {len(data)} in its data.",
+            f"input {shown(tensor.name)} has {count} elements by its shape and {len(data)} in its data.",
             "inputs",
         )
     return msgspec.structs.replace(tensor, data=data)
@@ -70,16 +72,16 @@ def read_elements(blob: bytes, datatype: str, name: str) -> list[Any]:
         return [bool(value) for value in blob]
     if datatype != "BYTES":
         raise InvalidRequest(
-            f"input `{name}` is {datatype}; the inputs of a language model are BYTES and BOOL.", "inputs"
+            f"input {shown(name)} is {shown(datatype)}; the inputs of a language model are BYTES and BOOL.", "inputs"
         )
     found, at = [], 0
     while at < len(blob):
         if at + 4 > len(blob):
-            raise InvalidRequest(f"input `{name}` ends inside of an element's length.", "inputs")
+            raise InvalidRequest(f"input {shown(name)} ends inside of an element's length.", "inputs")
         (length,) = struct.unpack_from("<I", blob, at)
         at += 4
         if at + length > len(blob):
-            raise InvalidRequest(f"input `{name}` ends inside of an element.", "inputs")
+            raise InvalidRequest(f"input {shown(name)} ends inside of an element.", "inputs")
         found.append(blob[at : at + length])
         at += length
     return found
@@ -102,16 +104,17 @@ def text_of(value: object, name: str) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            raise InvalidRequest(f"input `{name}` is not UTF-8.", "inputs") from None
-    raise InvalidRequest(f"input `{name}` holds {value!r}; it must hold texts.", "inputs")
+            raise InvalidRequest(f"input {shown(name)} is not UTF-8.", "inputs") from None
+    raise InvalidRequest(f"input {shown(name)} holds {shown(value)}; it must hold texts.", "inputs")
 
 
 def _count(tensor: InferTensor) -> int:
-    count = prod(tensor.shape) if tensor.shape and all(size >= 0 for size in tensor.shape) else -1
+    is_sane = 1 <= len(tensor.shape) <= MOST_DIMENSIONS and min(tensor.shape) >= 0
+    count = prod(tensor.shape) if is_sane else -1
     if not 0 <= count <= MOST_ELEMENTS:
         raise InvalidRequest(
-            f"input `{tensor.name}` has the shape {tensor.shape[:8]}; give sizes whose product is at most "
-            f"{MOST_ELEMENTS}.",
+            f"input {shown(tensor.name)} has the shape {shown(str(tensor.shape[:MOST_DIMENSIONS]))}; give at most "
+            f"{MOST_DIMENSIONS} sizes, whose product is at most {MOST_ELEMENTS}.",
             "inputs",
         )
     return count
@@ -128,7 +131,7 @@ def _flat(data: list[Any], name: str) -> list[Any]:
                 break
             flat.append(value)
             if len(flat) > MOST_ELEMENTS:
-                raise InvalidRequest(f"input `{name}` has more than {MOST_ELEMENTS} elements.", "inputs")
+                raise InvalidRequest(f"input {shown(name)} has more than {MOST_ELEMENTS} elements.", "inputs")
         else:
             waiting.pop()
     return flat

@@ -101,6 +101,7 @@ async def test_who_asks_for_a_model_that_is_not_there_is_told_so() -> None:
         ({"inputs": [{"name": "text_input", "shape": [2], "datatype": "BYTES", "data": ["x"]}]}, None, "elements"),
         ({"inputs": [{"name": "text_input", "shape": [-1], "datatype": "BYTES", "data": ["x"]}]}, None, "shape"),
         ({"inputs": [{"name": "text_input", "shape": [10**9], "datatype": "BYTES", "data": []}]}, None, "shape"),
+        ({"inputs": [{"name": "a", "shape": [2**62] * 30_000, "datatype": "BYTES", "data": []}]}, None, "8 sizes"),
         ({"inputs": []}, 10**6, "Inference-Header-Content-Length"),
         (
             {"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}]},
