@@ -19,6 +19,7 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
     "response_headers_conformance,negative_data_rejection,unsupported_method,allow_header_conformance"
 )
+ALIASES = "^/(de)?tokenize$|/versions/"  #: the same endpoints by other names
 
 
 def narrowed(document: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ async def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
         path.write_text(json.dumps(document))
         async with live_server(app) as address:
             command = (
-                "run", str(path), "--url", address, "--checks", CHECKS, "--phases", "coverage",
+                "run", str(path), "--url", address, "--checks", CHECKS, "--phases", "coverage", "--exclude-path-regex", ALIASES,
                 "--generation-deterministic", "--no-shrink", "--continue-on-failure", "--warnings", "off",
             )  # fmt: skip
             process = await asyncio.create_subprocess_exec(
