@@ -46,7 +46,8 @@ async def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
         path.write_text(json.dumps(document))
         async with live_server(app) as address:
             command = (
-                "run", str(path), "--url", address, "--checks", CHECKS, "--phases", "coverage", "--exclude-path-regex", ALIASES,
+                "run", str(path), "--url", address, "--checks", CHECKS, "--phases", "coverage",
+                "--exclude-path-regex", ALIASES,
                 "--generation-deterministic", "--no-shrink", "--continue-on-failure", "--warnings", "off",
             )  # fmt: skip
             process = await asyncio.create_subprocess_exec(
