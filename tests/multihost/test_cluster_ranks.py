@@ -30,7 +30,7 @@ DEPLOY = (
 NUM_REPLICAS, NUM_STREAMS, NUM_TOKENS = 2, 12, 400
 PROMPTS = [[(number * 131 + place * 17) % 2000 for place in range(20)] for number in range(NUM_STREAMS)]
 BODIES = [{"model": "demo", "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0} for prompt in PROMPTS]
-RECOVERY_S = 150.0
+RECOVERY_S = 150.0  #: twice what it takes on two busy cores, and more
 
 
 def test_stages_on_several_hosts_lose_one_and_no_stream(launched: LaunchedCluster) -> None:
