@@ -1,13 +1,15 @@
 """uvicorn as Manta listens with it: what the server itself refuses is answered in our words, within our limits.
 
-uvicorn alone waits for a request's head without end, takes heads of any size and requests without a host, and cannot
-drop a connection whose client does not read.
+uvicorn alone waits for a request's head without end, takes heads of any size, any number of headers, requests without a
+host and paths that lead elsewhere than they say, and cannot drop a connection whose client does not read.
 """
 
 import asyncio
 import json
+import re
 import secrets
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,7 +17,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_TIMEOUT_S = 5.0  #: from a request's first byte (or the connection's start) to the end of its headers
 MAX_HEAD_BYTES = 32 * 1024
+MAX_HEADERS = 100
 ABORT = "manta.abort"  #: the ASGI extension: a function that drops the connection and what waits in it
+
+_DOTS = re.compile(rb"(^|[/\\])\.\.?($|[/\\])")
 
 
 def listener_settings(app: ASGIApp, **more: Any) -> uvicorn.Config:
@@ -75,6 +80,10 @@ class Listener(HttpToolsProtocol):
         self._num_heads += 1
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refuse_head()
+        elif len(self.headers) > MAX_HEADERS:
+            self._refuse(431, "too_many_headers", f"A request has at most {MAX_HEADERS} headers.")
+        elif _DOTS.search(unquote_to_bytes(self.url.partition(b"?")[0])):
+            self._refuse(400, "bad_path", "A path has no part `.` or `..`, escaped or not.")
         elif sum(name == b"host" for name, _ in self.headers) != 1 and self.parser.get_http_version() == "1.1":
             self._refuse(400, "bad_host", "A request has exactly one Host header.")
         elif not self._refused:

@@ -84,11 +84,24 @@ async def test_a_large_head_is_refused(parts: tuple[bytes, ...]) -> None:
     assert error_of(await exchange(*parts, pause_s=0.02), 431) == "head_too_large"
 
 
+async def test_many_headers_are_refused() -> None:
+    many = b"".join(b"x-%d: a\r\n" % index for index in range(101))
+    assert error_of(await exchange(HEAD + many + b"\r\n"), 431) == "too_many_headers"
+
+
+async def test_dots_that_lead_nowhere_reach_the_app() -> None:
+    answer = await exchange(b"GET /v1/models/a..b%2fc?x=/../ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404 ")
+
+
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
         (b"GET /health HTTP/1.1\r\n\r\n", "bad_host"),
         (HEAD + b"Host: y\r\n\r\n", "bad_host"),
+        (b"GET /v1/..%2fadmin HTTP/1.1\r\nHost: x\r\n\r\n", "bad_path"),
+        (b"GET /v1/../admin?a=b HTTP/1.1\r\nHost: x\r\n\r\n", "bad_path"),
+        (b"GET /v1/%2E HTTP/1.1\r\nHost: x\r\n\r\n", "bad_path"),
         (b"nonsense\r\n\r\n", "invalid_http"),
         (HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "invalid_http"),
         (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", "invalid_http"),
