@@ -34,10 +34,8 @@ class CallSinks:
 
     async def close(self) -> None:
         """What has been told reaches where it goes."""
-        if self._ledger is not None:
-            await asyncio.to_thread(self._ledger.close)
-        if self._traces is not None:
-            await asyncio.to_thread(self._traces.close)
+        keepers = [keeper for keeper in (self._ledger, self._traces) if keeper is not None]
+        await asyncio.gather(*(asyncio.to_thread(keeper.close) for keeper in keepers))
 
 
 def _call_traces(config: MantaConfig, gateway: str) -> "CallTraces | None":

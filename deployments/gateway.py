@@ -22,9 +22,12 @@ from deployments.gateway_links import GatewayLinks
 from deployments.grpc_start import GrpcListener, open_grpc
 from deployments.health_listener import open_health_listener
 from deployments.http_door import HttpDoor
+from deployments.json_logs import log_lines
 from deployments.quota_links import QuotaLinks
 from deployments.router_link import Shards
 from deployments.take_leave import drain_gateway
+
+CLOSE_S = 5.0
 
 
 class Gateway:
@@ -38,6 +41,8 @@ class Gateway:
         self._sinks = CallSinks(config, name, self._metrics.instruments)
         limits = QuotaLinks(config, name, self._metrics.instruments)
         calls = Calls(limits.quotas, [limits.quotas, self._metrics.calls, *self._sinks.sinks])
+        self._metrics.read_from(declared.SINK_FAILURES, lambda: calls.sink_failures)
+        self._metrics.read_from(declared.LOG_LINES_LOST, lambda: log_lines().lost)
         listeners: list[ShardListener] = [self._metrics.scrapes, calls.reports, limits]
         self._links = GatewayLinks(self._dispatcher, copies, listeners, shards)
         self._health = GatewayHealth(list(models), self._dispatcher, self._metrics)
@@ -78,9 +83,13 @@ class Gateway:
             leaving.append(self._grpc.close(drain_s))
         await asyncio.gather(*leaving)
 
-    async def close(self) -> None:
-        """After `drain`: what has been told of calls reaches where it goes."""
-        await self._sinks.close()
+    async def leave(self) -> None:
+        """Drain; then what has been told of calls reaches where it goes, if that takes no longer than `CLOSE_S`."""
+        try:
+            await self.drain()
+        finally:
+            async with asyncio.timeout(CLOSE_S):
+                await self._sinks.close()
 
     @property
     def failure(self) -> str:

@@ -52,7 +52,7 @@ class GatewayDeployment:
         shards = Shards(self._config.router.shards, join_router, cluster_secret())
         self._gateway = Gateway(self._config, name, shards, models)
         await self._gateway.open(with_http=_edge(self._config) is Edge.DIRECT)
-        self._leave = Leave(self._gateway.drain)
+        self._leave = Leave(self._gateway.leave)
         loop = asyncio.get_running_loop()
 
         def leave() -> None:
@@ -97,7 +97,6 @@ class GatewayDeployment:
         leave = getattr(self, "_leave", None)
         if leave is not None:
             await leave.wait()
-            await self._gateway.close()
 
 
 def _load_models(config: MantaConfig) -> dict[str, ServedModel]:

@@ -8,13 +8,20 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 
+from deployments.json_logs import SETTLE_S, log_lines
+
 logger = logging.getLogger("manta.leave")
+
+
+def _end_process() -> None:
+    log_lines().settle(SETTLE_S)
+    os._exit(0)
 
 
 class Leave:
     """Runs `take` once; `end` ends the process."""
 
-    def __init__(self, take: Callable[[], Awaitable[None]], end: Callable[[], None] = lambda: os._exit(0)) -> None:
+    def __init__(self, take: Callable[[], Awaitable[None]], end: Callable[[], None] = _end_process) -> None:
         self._take, self._end = take, end
         self._task: asyncio.Task[None] | None = None
         self._serve_waits = False

@@ -1,7 +1,9 @@
 """Calls: every call of a gateway, whatever protocol it came by, is admitted here and told to whoever keeps accounts."""
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -10,6 +12,8 @@ from cluster.calls.record import CallRecord
 from cluster.calls.report import CallReport, report_of
 from cluster.calls.reports import CallReports
 from cluster.errors import ApiError
+
+logger = logging.getLogger("manta.calls")
 
 OK, CLIENT_LEFT = "ok", "client_left"
 STATUS_OK, STATUS_CLIENT_LEFT, STATUS_BROKEN = 200, 499, 500
@@ -23,7 +27,7 @@ class Admission(Protocol):
 
 
 class CallSink(Protocol):
-    """Is told of calls. It must not raise, nor wait."""
+    """Is told of calls. It must not wait; one that raises is counted, and neither the call nor the others notice."""
 
     def began(self, record: CallRecord) -> None:
         """The call is admitted."""
@@ -44,6 +48,7 @@ class Calls:
         self._admission, self.clock = admission, clock
         self.reports = CallReports()
         self._sinks = (self.reports, *sinks)
+        self.sink_failures: Counter[str] = Counter()  #: by the sink's kind
         self.running: set[CallRecord] = set()  #: a resumed stream may be there twice for a moment
 
     async def report(self, name: str, tenant: str) -> CallReport | None:
@@ -62,7 +67,7 @@ class Calls:
                 await self._admission.admit(record)
             self.running.add(record)
             for sink in self._sinks:
-                sink.began(record)
+                self._tell(sink, sink.began, record)
             yield
         except ApiError as error:
             outcome, status = error.code, error.status
@@ -77,4 +82,13 @@ class Calls:
             self.running.discard(record)
             record.end(outcome, status, self.clock())
             for sink in self._sinks:
-                sink.ended(record)
+                self._tell(sink, sink.ended, record)
+
+    def _tell(self, sink: CallSink, what: Callable[[CallRecord], None], record: CallRecord) -> None:
+        try:
+            what(record)
+        except Exception:
+            kind = type(sink).__name__
+            if not self.sink_failures[kind]:
+                logger.exception("%s fails; calls go on, and its further failures are only counted", kind)
+            self.sink_failures[kind] += 1

@@ -115,6 +115,14 @@ QUOTA_ALONE = _gauge(
 LEDGER_ROWS_LOST = _counter(
     Source.GATEWAY, "ledger_rows_lost", "", "Calls that are missing in the usage ledger: the disk took nothing more."
 )
+SINK_FAILURES = _counter(
+    Source.GATEWAY, "call_sink_failures", "sink",
+    "Calls that one of those that keep account of calls (limits, metrics, traces, log, ledger) failed to take in.",
+)  # fmt: skip
+LOG_LINES_LOST = _counter(
+    Source.GATEWAY, "log_lines_lost", "why",
+    "Lines of the gateway's log that are missing: `blocked` (nobody reads standard error), `failed` (a full disk).",
+)  # fmt: skip
 QUOTA_LOSSES = _counter(Source.GATEWAY, "quota_losses", "", "Times that a keeper of limits could not be reached.")
 
 # The queue.

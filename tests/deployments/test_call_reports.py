@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from cluster.calls.record import Caller, CallRecord
 from cluster.config import TracesConfig
-from deployments.json_logs import event_logger
+from deployments.json_logs import event_logger, log_lines
 from deployments.tracing import CallTraces
 from tests.cluster.calls.test_report import migrated
 from tests.cluster.gateway_world import client, until
@@ -50,9 +50,10 @@ async def test_any_gateway_answers_by_call_id_and_by_request_id() -> None:
     assert "Canary" not in json.dumps(at_home)
 
 
-def test_a_line_is_json_whatever_a_client_has_put_into_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_json_whatever_a_client_has_put_into_it(capfd: pytest.CaptureFixture[str]) -> None:
     event_logger().info("call", request_id='a"\r\n\x1b[31m\u2028b')
-    line = capsys.readouterr().err
+    assert log_lines().settle(5.0)
+    line = capfd.readouterr().err
     assert len(line.splitlines()) == 1
     assert json.loads(line)["request_id"] == 'a"\r\n\x1b[31m\u2028b'
 

@@ -89,6 +89,22 @@ def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path, monkeypatch: p
     assert watched() == 4
 
 
+def test_a_file_that_could_not_be_read_is_tried_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Permissions change none of what tells a change of the content."""
+    monkeypatch.setattr(watched_file, "LOOK_S", 0.0)
+    path = tmp_path / "number"
+    path.write_text("1")
+    watched = WatchedFile("field", str(path), int)
+    path.write_text("23")
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied")))
+        assert [watched() for _ in range(3)] == [1, 1, 1]
+    assert watched() == 23
+    assert caplog.text.count("cannot be read") == 1
+
+
 def test_between_two_looks_it_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_file, "LOOK_S", 3600.0)
     path = tmp_path / "number"

@@ -2,17 +2,26 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
+import deployments.gateway
+from cluster.calls.record import Caller, CallRecord
+from cluster.config import GatewayConfig, LedgerConfig, MantaConfig
 from cluster.replica.replica_drain import ReplicaDrain
 from cluster.streams.flight import AttemptEnd, End, Flight
+from deployments import usage_ledger
+from deployments.gateway import Gateway
 from deployments.http_door import HttpDoor
 from deployments.leave import Leave
 from deployments.take_leave import drain_gateway, drain_replica
+from deployments.usage_ledger import read_usage
 from engine.errors import EngineDead
 from tests.cluster.gateway_world import gateway, served_model
 from tests.deployments.serving_world import HOST, Replica, ServingWorld, chain, request, serving_world, until
@@ -132,3 +141,36 @@ async def test_a_leave_is_taken_once_and_ends_the_process_unless_serve_does() ->
     by_serve = Leave(take, end)
     await by_serve.wait()
     assert (taken, ended, by_serve.has_begun) == (2, 1, True)
+
+
+@pytest.mark.parametrize(("close_s", "num_rows"), [(5.0, 1), (0.01, 0)])
+async def test_a_gateway_that_leaves_waits_for_its_ledger_but_not_for_ever(
+    close_s: float, num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_has_time = threading.Event()
+    write = usage_ledger._LedgerFile.write
+
+    def write_late(file: Any, rows: Any) -> None:
+        disk_has_time.wait(10.0)
+        write(file, rows)
+
+    monkeypatch.setattr(usage_ledger._LedgerFile, "write", write_late)
+    monkeypatch.setattr(deployments.gateway, "CLOSE_S", close_s)
+    config = MantaConfig(gateway=GatewayConfig(port=free_port()), ledger=LedgerConfig(dir=str(tmp_path)))
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with serving_world() as world:
+        leaver = Gateway(config, "g", world.addresses, {"m": served_model()})
+        await leaver.open(with_http=False)
+        record = CallRecord("c", "m", Caller(), 1.0)
+        record.end("ok", 200, 2.0)
+        for sink in leaver._sinks.sinks:
+            sink.ended(record)
+        leave = Leave(leaver.leave, lambda: ended.set_result(sum(1 for f in tmp_path.iterdir() for _ in read_usage(f))))
+        leave.begin()
+        await asyncio.sleep(0.2)
+        assert ended.done() is (num_rows == 0)
+        disk_has_time.set()
+        assert await ended == num_rows
+        leaver._links.close()
+        if leaver._health_listener is not None:
+            await asyncio.to_thread(leaver._health_listener.close)

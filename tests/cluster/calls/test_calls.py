@@ -114,6 +114,30 @@ async def test_a_client_that_leaves_is_written_down(stream: bool) -> None:
     assert not ledger.calls.running
 
 
+class Broken:
+    """A sink that fails at everything."""
+
+    def began(self, record: CallRecord) -> None:
+        raise OSError(28, "No space left on device")
+
+    ended = began
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_sink_that_fails_costs_no_answer_and_the_others_nothing(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger()
+    ledger.calls = Calls(ledger, [Broken(), ledger])
+    async with client(ledger.app(ScriptedGenerator(two_tokens))) as http:
+        for _ in range(2):
+            answer = await http.post("/v1/completions", json={**BODY, "stream": stream})
+            assert answer.status_code == 200 and "error" not in answer.text
+    assert [record.outcome for record in ledger.ended_calls] == ["ok", "ok"] and len(ledger.began_calls) == 2
+    assert ledger.calls.sink_failures == {"Broken": 4}
+    assert caplog.text.count("Broken fails") == 1
+
+
 async def test_the_handle_takes_the_same_way() -> None:
     ledger = Ledger()
     api = HandleApi({MODEL: served_model()}, ScriptedGenerator(two_tokens), GatewayConfig(), ledger.calls)
