@@ -27,6 +27,8 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.keepalive_time_ms", 30_000),  # a client whose host has gone says nothing
+    ("grpc.keepalive_timeout_ms", 10_000),
 )
 
 

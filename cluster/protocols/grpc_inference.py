@@ -7,13 +7,11 @@ from typing import Any
 import msgspec
 
 from cluster.api.completions import Completions
-from cluster.api.request_body import shown
 from cluster.api.serving import Serving
 from cluster.errors import ApiError, InvalidRequest
-from cluster.gateway.http_errors import answerable
-from cluster.protocols.grpc_way import Context, GrpcWay, add_trailers
+from cluster.protocols.grpc_way import Context, GrpcWay, add_trailers, cut_off_unread, new_request_id
 from cluster.protocols.kserve import OpenInference
-from cluster.protocols.kserve_schema import InferRequest, InferResponse, InferTensor
+from cluster.protocols.kserve_schema import InferRequest, InferResponse, InferTensor, InferWanted
 from cluster.protocols.kserve_tensors import read_elements, with_data, write_elements
 from cluster.protocols.proto import open_inference_pb2 as pb
 
@@ -62,19 +60,28 @@ class InferenceService:
             asked = await self._inference.prepare(request.model_name, _read(request), caller)
             response = await self._inference.infer(asked)
             add_trailers(context, [(name.decode(), value.decode()) for name, value in asked.call.record.headers])
-            return _written(response, request)
+            return _written(response, request, is_last=True)
 
     async def stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncGenerator[Any, None]:
         """Each request's responses, one request after the other; one that fails does not end the stream."""
-        async with self._way.enter(context, f"{SERVICE}/ModelStreamInfer") as caller:
-            async for request in requests:
-                try:
-                    asked = await self._inference.prepare(request.model_name, _read(request), caller)
-                    async with aclosing(self._inference.stream(asked)) as responses:
-                        async for response in responses:
-                            yield pb.ModelStreamInferResponse(infer_response=_written(response, request))
-                except ApiError as error:
-                    yield pb.ModelStreamInferResponse(error_message=answerable(error).message)
+        way = f"{SERVICE}/ModelStreamInfer"
+        async with self._way.enter(context, way):
+            answers = self._answers(requests, context, way)
+            async with aclosing(cut_off_unread(answers, self._serving.config.stream_stall_s)) as bounded:
+                async for answer in bounded:
+                    yield answer
+
+    async def _answers(self, requests: AsyncIterator[Any], context: Context, way: str) -> AsyncGenerator[Any, None]:
+        async for request in requests:
+            try:
+                caller = await self._way.caller(context, way, new_request_id())
+                asked = await self._inference.prepare(request.model_name, _read(request), caller)
+                async with aclosing(self._inference.stream(asked)) as responses:
+                    async for response, is_last in responses:
+                        yield pb.ModelStreamInferResponse(infer_response=_written(response, request, is_last))
+            except ApiError as error:
+                self._way.tell(error)
+                yield pb.ModelStreamInferResponse(error_message=error.message)
 
 
 def _read(request: Any) -> InferRequest:
@@ -89,7 +96,8 @@ def _read(request: Any) -> InferRequest:
             contents = given.contents
             data = list(contents.bool_contents if given.datatype == "BOOL" else contents.bytes_contents)
         inputs.append(with_data(tensor, data))
-    return InferRequest(inputs=inputs, id=request.id, parameters=_parameters(request.parameters))
+    outputs = [InferWanted(name=output.name) for output in request.outputs]
+    return InferRequest(inputs=inputs, id=request.id, parameters=_parameters(request.parameters), outputs=outputs)
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,17 +109,11 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _written(response: InferResponse, request: Any) -> Any:
-    """As bytes where the request's inputs were, and only the outputs that it names."""
-    names = [output.name for output in request.outputs]
-    outputs = [tensor for tensor in response.outputs if not names or tensor.name in names]
-    if len(outputs) < len(set(names)):
-        missing = sorted(set(names) - {tensor.name for tensor in outputs})
-        raise InvalidRequest(f"There is no output {shown(missing[0])}.", "outputs")
-    is_last = all(tensor.data != [""] for tensor in response.outputs if tensor.name == "finish_reason")
+def _written(response: InferResponse, request: Any, is_last: bool) -> Any:
+    """As bytes where the request's inputs were."""
     answer = pb.ModelInferResponse(model_name=response.model_name, model_version=response.model_version, id=response.id)
     answer.parameters[_FINAL].bool_param = is_last
-    for tensor in outputs:
+    for tensor in response.outputs:
         output = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if request.raw_input_contents:
             answer.raw_output_contents.append(write_elements(tensor.data or [], tensor.datatype))

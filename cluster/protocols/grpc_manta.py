@@ -14,7 +14,7 @@ from cluster.api.sampling_rules import context_limit
 from cluster.api.schema_chat import ChatRequest
 from cluster.api.schema_completions import CompletionRequest
 from cluster.api.serving import Serving
-from cluster.protocols.grpc_way import Context, GrpcWay, add_trailers
+from cluster.protocols.grpc_way import Context, GrpcWay, add_trailers, cut_off_unread
 from cluster.protocols.proto import manta_pb2
 
 SERVICE = "manta.v1.Manta"
@@ -40,7 +40,9 @@ class MantaService:
             if request.sampling.HasField("logprobs"):
                 fields["logprobs"] = request.sampling.logprobs
             call = await self._completions.prepare(convert_fields(fields, CompletionRequest), caller)
-            async with aclosing(self._chunks(call, context)) as chunks:
+            async with aclosing(
+                cut_off_unread(self._chunks(call, context), self._serving.config.stream_stall_s)
+            ) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
@@ -52,7 +54,9 @@ class MantaService:
             if request.sampling.HasField("logprobs"):
                 fields |= {"logprobs": True, "top_logprobs": request.sampling.logprobs}
             call = await self._chat.prepare(convert_fields(fields, ChatRequest), caller)
-            async with aclosing(self._chunks(call, context)) as chunks:
+            async with aclosing(
+                cut_off_unread(self._chunks(call, context), self._serving.config.stream_stall_s)
+            ) as chunks:
                 async for chunk in chunks:
                     yield chunk
 

@@ -1,10 +1,11 @@
 """How a gRPC call comes in and how it fails: who calls, by when it must be done, status codes, metadata."""
 
+import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -33,7 +34,7 @@ class GrpcWay:
     """`identify` is the one of HTTP, `tell` is told of errors."""
 
     def __init__(self, identify: Identify, tell: Callable[[ApiError], object]) -> None:
-        self._identify, self._tell = identify, tell
+        self._identify, self.tell = identify, tell
 
     @asynccontextmanager
     async def enter(self, context: Context, way: str) -> AsyncIterator[Caller]:
@@ -41,26 +42,49 @@ class GrpcWay:
         given = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         request_id = given.get("x-request-id", "")
         if _REQUEST_ID.fullmatch(request_id) is None:
-            request_id = f"req_{secrets.token_hex(12)}"
+            request_id = new_request_id()
         add_trailers(context, [("x-request-id", request_id)])
         try:
-            headers = [(key.encode(), value.encode()) for key, value in given.items()]
-            yield Caller(
-                principal=await self._identify({"type": "http", "path": way, "headers": headers}),
-                way=way,
-                request_id=request_id,
-                traceparent=given.get("traceparent", ""),
-                arrived_at=time.monotonic(),
-                timeout_s=context.time_remaining(),
-            )
+            yield await self.caller(context, way, request_id)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             answer = answerable(error)
-            self._tell(answer)
+            self.tell(answer)
             more = [(name.decode(), value.decode()) for name, value in error_headers(answer)]
             add_trailers(context, [("manta-code", answer.code), *more])
             await context.abort(_CODES.get(answer.status, grpc.StatusCode.INTERNAL), answer.message)
+
+    async def caller(self, context: Context, way: str, request_id: str) -> Caller:
+        """Who calls now: a credential may have been revoked since the stream was opened."""
+        given = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        headers = [(key.encode(), value.encode()) for key, value in given.items()]
+        return Caller(
+            principal=await self._identify({"type": "http", "path": way, "headers": headers}),
+            way=way,
+            request_id=request_id,
+            traceparent=given.get("traceparent", ""),
+            arrived_at=time.monotonic(),
+            timeout_s=context.time_remaining(),
+        )
+
+
+async def cut_off_unread(messages: AsyncGenerator[Any, None], stall_s: float) -> AsyncGenerator[Any, None]:
+    """The messages of a call, which is cancelled when its client takes none for so long."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    async with aclosing(messages):
+        async for message in messages:
+            timer = loop.call_later(stall_s, task.cancel)
+            try:
+                yield message
+            finally:
+                timer.cancel()
+
+
+def new_request_id() -> str:
+    """For who gives none."""
+    return f"req_{secrets.token_hex(12)}"
 
 
 def add_trailers(context: Context, more: Metadata) -> None:

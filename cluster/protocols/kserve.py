@@ -42,7 +42,10 @@ _OUTPUTS = {
     "num_output_tokens": "UINT32",
 }
 #: Of the protocol itself; they say nothing about sampling.
-_PROTOCOL = ("binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
+_PROTOCOL = (
+    "binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout",
+    "triton_enable_empty_final_response",
+)  # fmt: skip
 _OURS = ("prompt", "model", "n", "echo", "stream_options", "best_of")
 
 
@@ -54,6 +57,7 @@ class Asked(msgspec.Struct, frozen=True):
     prompts: list[str]
     is_stream: bool
     with_input: bool
+    outputs: frozenset[str]  #: those that are wanted
 
 
 class OpenInference:
@@ -93,14 +97,15 @@ class OpenInference:
         parameters = {key: value for key, value in request.parameters.items() if key not in _PROTOCOL}
         fields = {**parameters, **_sampling(given.get(SAMPLING, []))}
         is_stream = _flag(given, STREAM, bool(fields.pop("stream", False)))
+        wanted = _wanted(request)
         call = await self._prepare(model, prompts, fields, caller)
-        return Asked(call, request.id, prompts, is_stream, not _flag(given, EXCLUDE, True))
+        return Asked(call, request.id, prompts, is_stream, not _flag(given, EXCLUDE, True), wanted)
 
     async def prepare_text(self, model: str, body: GenerateBody, caller: Caller) -> Asked:
         """The same for the generate extension, where the path says whether it is a stream."""
         fields = {key: value for key, value in body.parameters.items() if key != STREAM}
         call = await self._prepare(model, [body.text_input], fields, caller)
-        return Asked(call, body.id, [body.text_input], False, False)
+        return Asked(call, body.id, [body.text_input], False, False, frozenset(_OUTPUTS))
 
     async def _prepare(
         self, model: str, prompts: list[str], fields: Mapping[str, Any], caller: Caller
@@ -122,8 +127,8 @@ class OpenInference:
                 reasons[delta.choice] = delta.finish_reason or reasons[delta.choice]
         return self._response(asked, texts, reasons, lengths)
 
-    async def stream(self, asked: Asked) -> AsyncGenerator[InferResponse, None]:
-        """A response per piece of text; the last one has a finish reason. One prompt only."""
+    async def stream(self, asked: Asked) -> AsyncGenerator[tuple[InferResponse, bool], None]:
+        """A response per piece of text, and whether it is the last. One prompt only."""
         if len(asked.prompts) != 1:
             raise InvalidRequest(f"A stream has one prompt; `{TEXT}` holds {len(asked.prompts)}.", "inputs")
         before = asked.prompts[0] if asked.with_input else ""
@@ -131,7 +136,8 @@ class OpenInference:
             async for delta in deltas:
                 if delta.text or before or delta.finish_reason:
                     text, before = before + delta.text, ""
-                    yield self._response(asked, [text], [delta.finish_reason or ""], [delta.next_index])
+                    response = self._response(asked, [text], [delta.finish_reason or ""], [delta.next_index])
+                    yield response, delta.finish_reason is not None
 
     def _response(self, asked: Asked, texts: list[str], reasons: list[str], lengths: list[int]) -> InferResponse:
         num_inputs = [len(choice.request.prompt_token_ids) for choice in asked.call.choices]
@@ -139,8 +145,17 @@ class OpenInference:
         outputs = [
             InferTensor(name=name, datatype=kind, shape=[len(texts)], data=data)
             for (name, kind), data in zip(_OUTPUTS.items(), values, strict=True)
+            if name in asked.outputs
         ]
         return InferResponse(model_name=asked.call.model.name, model_version=VERSION, id=asked.id, outputs=outputs)
+
+
+def _wanted(request: InferRequest) -> frozenset[str]:
+    """The outputs that are named; all, if none is."""
+    for output in request.outputs:
+        if output.name not in _OUTPUTS:
+            raise InvalidRequest(f"There is no output `{output.name}`; there are {', '.join(_OUTPUTS)}.", "outputs")
+    return frozenset(output.name for output in request.outputs) or frozenset(_OUTPUTS)
 
 
 def _sampling(given: list[Any]) -> dict[str, Any]:

@@ -8,14 +8,15 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from cluster.api.completions import Completions
-from cluster.api.request_body import decode_body, shown
+from cluster.api.request_body import decode_body
 from cluster.api.serving import Serving
 from cluster.api.stream_events import Event
 from cluster.auth.access import Access
-from cluster.errors import InvalidRequest, NoReadyReplica
+from cluster.errors import NoReadyReplica
 from cluster.gateway.endpoints import Asgi, Endpoint
 from cluster.gateway.error_style import KSERVE_STYLE
 from cluster.gateway.generating import caller_of
+from cluster.gateway.http_errors import UnsupportedMediaType
 from cluster.gateway.http_exchange import header, read_body, read_json_body, send_json, while_client_stays
 from cluster.gateway.sse import send_stream
 from cluster.protocols.kserve import VERSION, Asked, OpenInference
@@ -32,7 +33,8 @@ from cluster.protocols.kserve_tensors import read_request, write_response
 _JSON_LENGTH = b"inference-header-content-length"
 _BINARY = b"application/octet-stream"
 _ERRORS = (400, 404, 408, 413, 415, 500, 503, 504)
-_V2 = "/v2/models/{model}"
+#: A name may hold slashes: paths that go on behind it must come before those that end with it.
+_V2 = "/v2/models/{model:path}"
 _VERSIONED = _V2 + "/versions/{version}"
 
 
@@ -62,14 +64,13 @@ class _Kserve:
         await send_json(send, 200, b"")
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_media_type(scope)
         raw = await read_body(scope, receive, self._serving.config.max_body_bytes)
         length = header(scope, _JSON_LENGTH) or ""
         request = read_request(raw, int(length) if length.isdecimal() and len(length) < 10 else None)
         async with while_client_stays(receive):
-            asked = await self._inference.prepare(
-                scope["path_params"]["model"], request, caller_of(scope, f"{_V2}/infer")
-            )
-            response = _wanted(request, await self._inference.infer(asked))
+            asked = await self._inference.prepare(scope["path_params"]["model"], request, caller_of(scope, "/v2/infer"))
+            response = await self._inference.infer(asked)
             body, json_length = write_response(response, _as_bytes(request, response))
             headers = [*asked.call.record.headers]
             if json_length is not None:
@@ -95,24 +96,20 @@ class _Kserve:
         return decode_body(raw, self._decoder)
 
     async def _ask(self, scope: Scope, body: GenerateBody, way: str) -> Asked:
-        caller = caller_of(scope, f"{_V2}/{way}")
+        caller = caller_of(scope, f"/v2/{way}")
         return await self._inference.prepare_text(scope["path_params"]["model"], body, caller)
 
     async def _events(self, asked: Asked) -> AsyncGenerator[Event, None]:
         async with aclosing(self._inference.stream(asked)) as responses:
-            async for response in responses:
+            async for response, _ in responses:
                 yield Event(b"", msgspec.json.encode(_as_answer(response)))
 
 
-def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
-    """The outputs that were asked for; all, if none was named."""
-    names = [output.name for output in request.outputs]
-    known = {output.name for output in response.outputs}
-    for name in names:
-        if name not in known:
-            raise InvalidRequest(f"There is no output {shown(name)}; there are {', '.join(sorted(known))}.", "outputs")
-    outputs = [output for output in response.outputs if not names or output.name in names]
-    return msgspec.structs.replace(response, outputs=outputs)
+def _check_media_type(scope: Scope) -> None:
+    """JSON, bytes, or unsaid: what a foreign web page may send without being asked for leave is none of these."""
+    given = (header(scope, b"content-type") or "application/json").partition(";")[0].strip().lower()
+    if given not in ("application/json", "application/octet-stream"):
+        raise UnsupportedMediaType(f"The Content-Type is {given[:64]!r}; send application/json or octet-stream.")
 
 
 def _as_bytes(request: InferRequest, response: InferResponse) -> list[str]:
@@ -145,21 +142,21 @@ def kserve_endpoints(serving: Serving, completions: Completions, version: str) -
 
     def posting(way: str, summary: str, run: Asgi, body: Any, answer: Any, chunks: tuple[Any, ...] = ()) -> Endpoint:
         return Endpoint(
-            method="POST", path=f"{_V2}/{way}", access=Access.USER, summary=f"{summary} (Open Inference Protocol)",
-            body=body, answer=answer, chunks=chunks, aliases=(f"{_VERSIONED}/{way}",), run=run, errors=KSERVE_STYLE,
-            error_statuses=_ERRORS,
+            method="POST", path=f"{_VERSIONED}/{way}", aliases=(f"{_V2}/{way}",), access=Access.USER,
+            summary=f"{summary} (Open Inference Protocol)", body=body, answer=answer, chunks=chunks, run=run,
+            errors=KSERVE_STYLE, error_statuses=_ERRORS,
         )  # fmt: skip
 
     return [
         getting("/v2", "What this server is", kserve.server, Access.USER, ServerMetadata),
         getting("/v2/health/live", "Whether this gateway is alive", kserve.live, Access.OPEN),
         getting("/v2/health/ready", "Whether all models have a replica", kserve.ready, Access.USER),
-        getting(_V2, "What a model takes and gives", kserve.metadata, Access.USER, ModelMetadata, _VERSIONED),
-        getting(f"{_V2}/ready", "Whether it has a replica", kserve.ready, Access.USER, None, f"{_VERSIONED}/ready"),
         posting("infer", "Continue texts", kserve.infer, InferRequest, InferResponse),
         posting("generate", "Continue a text", kserve.generate, GenerateBody, GenerateAnswer),
         posting(
             "generate_stream", "Continue a text, piece by piece", kserve.generate_stream, GenerateBody, None,
             (GenerateAnswer,),
         ),
+        getting(f"{_VERSIONED}/ready", "Whether it has a replica", kserve.ready, Access.USER, None, f"{_V2}/ready"),
+        getting(_VERSIONED, "What a model takes and gives", kserve.metadata, Access.USER, ModelMetadata, _V2),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The gRPC services, through a real channel: the same answers, limits and identities as over HTTP."""
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -21,25 +22,29 @@ from cluster.gateway.layers import untold
 from cluster.health.board import HealthBoard
 from cluster.protocols.grpc_way import GrpcWay
 from cluster.protocols.proto import manta_pb2
+from cluster.protocols.proto import open_inference_pb2 as inference_pb2
 from deployments.grpc_door import GrpcDoor
 from engine.request import GenerateRequest, TokenChunk
 from scripts.generate_protos import ROOT, render_protos
 from tests.cluster.calls.test_calls import Ledger
 from tests.cluster.gateway_world import MODEL, ScriptedGenerator, client, gateway, local_generator, served_model, until
 
+REVOKED: set[str] = set()
 SAMPLING = manta_pb2.Sampling(max_tokens=8, temperature=0.0)
 
 
 async def identify(scope: Scope) -> Principal:
     said = dict(scope["headers"]).get(b"authorization", b"")
-    if not said.startswith(b"Bearer "):
+    if not said.startswith(b"Bearer ") or said.removeprefix(b"Bearer ").decode() in REVOKED:
         raise Unauthorized
     return Principal(tenant=said.removeprefix(b"Bearer ").decode())
 
 
 @asynccontextmanager
-async def served(generator: Any, calls: Calls | None = None) -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
-    serving = Serving({MODEL: served_model()}, generator, GatewayConfig(), calls=calls)
+async def served(
+    generator: Any, calls: Calls | None = None, **settings: Any
+) -> AsyncIterator[tuple[str, grpc.aio.Channel]]:
+    serving = Serving({MODEL: served_model()}, generator, GatewayConfig(**settings), calls=calls)
     board = HealthBoard([MODEL])
     door = GrpcDoor(serving, GrpcWay(identify, untold), "1.0", board, is_open=True)
     address = f"127.0.0.1:{await door.open('127.0.0.1', 0)}"
@@ -138,6 +143,44 @@ async def test_who_leaves_and_whose_time_is_over_frees_the_work() -> None:
                 pass
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: generator.num_open == 0 and len(ledger.ended_calls) == 2)
+
+
+async def flood(request: GenerateRequest) -> Any:
+    for index in itertools.count():
+        yield TokenChunk(request.request_id, 0, 5000 * index, [70] * 5000)
+        await asyncio.sleep(0)
+
+
+async def test_a_client_that_reads_nothing_is_cut_off() -> None:
+    generator, ledger = ScriptedGenerator(flood), Ledger()
+    async with served(generator, ledger.calls, stream_stall_s=0.2) as (_, channel):
+        stream = call(channel, "Generate", manta_pb2.GenerateRequest(text="x"))
+        await stream.read()
+        await until(lambda: generator.num_open == 0 and len(ledger.ended_calls) == 1, 10.0)
+
+
+async def test_each_request_of_a_stream_is_asked_who_it_is_from() -> None:
+    def request(text: bytes) -> Any:
+        tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text_input", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(text)
+        return inference_pb2.ModelInferRequest(model_name=MODEL, inputs=[tensor])
+
+    async with local_generator() as generator, served(generator) as (_, channel):
+        stream = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            inference_pb2.ModelInferRequest.SerializeToString,
+            inference_pb2.ModelStreamInferResponse.FromString,
+        )(metadata=(("authorization", "Bearer acme"),))
+        await stream.write(request(b"x"))
+        while not (answer := await stream.read()).infer_response.parameters["triton_final_response"].bool_param:
+            assert not answer.error_message
+        REVOKED.add("acme")
+        try:
+            await stream.write(request(b"y"))
+            assert (await stream.read()).error_message
+        finally:
+            REVOKED.clear()
+        await stream.done_writing()
 
 
 async def test_health_and_reflection() -> None:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -15,7 +16,16 @@ from tritonclient.utils import InferenceServerException
 
 from cluster.errors import ApiError, InvalidRequest
 from cluster.protocols.kserve_tensors import read_elements, read_request, write_elements
-from tests.cluster.gateway_world import MODEL, client, gateway, live_server, local_generator
+from engine.request import FinishReason, GenerateRequest, TokenChunk
+from tests.cluster.gateway_world import (
+    MODEL,
+    ScriptedGenerator,
+    client,
+    gateway,
+    live_server,
+    local_generator,
+    served_model,
+)
 
 PROMPTS = ["The sea is", "Once, in the mountains"]
 SAMPLING = {"max_tokens": 8, "temperature": 0}
@@ -95,6 +105,34 @@ async def test_who_asks_for_a_model_that_is_not_there_is_told_so() -> None:
         await through_triton(generator, work)
 
 
+async def test_what_cannot_be_answered_is_not_computed() -> None:
+    generator = ScriptedGenerator(no_tokens)
+    body = {"inputs": [{"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
+    async with client(gateway(generator)) as http:
+        path = f"/v2/models/{MODEL}/infer"
+        wrong = await http.post(path, json={**body, "outputs": [{"name": "text"}]})
+        foreign = await http.post(path, content=json.dumps(body), headers={"content-type": "text/plain"})
+        unsaid = await http.post(path, content=json.dumps(body))
+    assert (wrong.status_code, foreign.status_code, unsaid.status_code) == (400, 415, 200)
+    assert "There is no output" in wrong.json()["error"]
+    assert len(generator.requests) == 1
+
+
+async def test_a_name_may_hold_slashes() -> None:
+    name = "org/small"
+    models = {name: msgspec.structs.replace(served_model(), name=name)}
+    async with local_generator() as generator, client(gateway(generator, models)) as http:
+        for path in (name, f"{name}/versions/1"):
+            assert (await http.get(f"/v2/models/{path}")).json()["name"] == name
+            assert (await http.get(f"/v2/models/{path}/ready")).status_code == 200
+            answer = await http.post(f"/v2/models/{path}/generate", json={"text_input": "x", "parameters": SAMPLING})
+            assert answer.json()["model_name"] == name
+
+
+async def no_tokens(request: GenerateRequest) -> Any:
+    yield TokenChunk(request.request_id, 0, 0, [], None, FinishReason.LENGTH)
+
+
 @pytest.mark.parametrize(
     ("body", "length", "said"),
     [
@@ -102,6 +140,8 @@ async def test_who_asks_for_a_model_that_is_not_there_is_told_so() -> None:
         ({"inputs": [{"name": "text_input", "shape": [-1], "datatype": "BYTES", "data": ["x"]}]}, None, "shape"),
         ({"inputs": [{"name": "text_input", "shape": [10**9], "datatype": "BYTES", "data": []}]}, None, "shape"),
         ({"inputs": [{"name": "a", "shape": [2**62] * 30_000, "datatype": "BYTES", "data": []}]}, None, "8 sizes"),
+        ({"inputs": [{"name": "x", "shape": [10**9] * 50_000, "datatype": "BYTES", "data": []}]}, None, "shape"),
+        ({"inputs": [{"name": "x", "shape": [1] * 9, "datatype": "BYTES", "data": ["y"]}]}, None, "shape"),
         ({"inputs": []}, 10**6, "Inference-Header-Content-Length"),
         (
             {"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}]},
