@@ -1,0 +1,1 @@
+"""What strangers' bytes are tried on: a few in the test command, a million by `python -m scripts.fuzz`."""
