@@ -1,9 +1,10 @@
 """What is kept of a running stream, and how another gateway goes on with it from there.
 
-Kept are the request's body, what cannot be derived from it (`CallOrigin`) and every chunk of tokens. To resume, the
-chunks go through the choices again: that restores the text's state (characters, stop strings, offsets) and gives the
-events that the client has not got. Choices that have not ended are then requests with that output before them. Tokens
-that the client has and the copy has not are computed again, and not sent: the draw for (seed, index) is ever the same.
+Kept are the request's body, what cannot be derived from it (`CallOrigin`), that it was given a replica (it is charged
+from then on) and every chunk of tokens. To resume, the chunks go through the choices again: that restores the text's
+state (characters, stop strings, offsets) and gives the events that the client has not got. Choices that have not ended
+are then requests with that output before them. Tokens that the client has and the copy has not are computed again, and
+not sent: the draw for (seed, index) is ever the same.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from engine.request import FinishReason, GenerateRequest, TokenChunk, TokenLogpr
 
 Call = TypeVar("Call", bound=PreparedCall)
 
+GRANTED = b""  #: an entry of a copy: the call was given a replica
 ATTEMPTS_PER_EPOCH = 1 << 16  #: an attempt of a later epoch is newer than any of an earlier one
 
 
@@ -51,7 +53,8 @@ _decode_chunk = msgspec.msgpack.Decoder(KeptChunk).decode
 
 
 def recorded(call: Call, add: Callable[[bytes], object]) -> Call:
-    """The same call; `add` is given every chunk of its choices, before its reader is woken."""
+    """The same call; `add` is told of its first replica, and of every chunk before its reader is woken."""
+    call.record.on_granted = lambda: add(GRANTED)
     choice_of = {choice.request.request_id: choice.index for choice in call.choices}
 
     def on_chunk(chunk: TokenChunk, weights_revision: str) -> None:
@@ -82,9 +85,16 @@ class Past:
         told = [call.origin.weights_revision if index > NOTHING else "" for index in position.have]
         self._revisions: list[str] = told
 
+    @property
+    def was_granted(self) -> bool:
+        """Whether it ever left the queue."""
+        return GRANTED in self._journal
+
     def deltas(self) -> Iterator[Delta]:
         """All that the copy holds; none reaches across the client's position. What does not follow on is passed by."""
         for entry in self._journal:
+            if entry == GRANTED:
+                continue
             kept = _decode_chunk(entry)
             tokens = self._tokens[kept.choice]
             if kept.choice in self._finished or kept.index != len(tokens):

@@ -71,7 +71,7 @@ async def stream_events(
                 yield event
         choices, generator = past.unfinished(), past.onward(generator)
         to_come = (choice.request.sampling.max_tokens - len(choice.request.output_token_ids) for choice in choices)
-        call.record.resume(sum(to_come))
+        call.record.resume(sum(to_come), past.was_granted)
     async with (
         serving.calls.run(call.record),
         aclosing(run_choices(generator, choices, call.context, call.origin.block_size)) as deltas,

@@ -4,6 +4,7 @@ The gateway's layers fill it in as the call goes by; `cluster.calls.calls` tells
 steady clock (`time.monotonic`, which is asyncio's), in seconds; None: has not happened.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -66,15 +67,19 @@ class CallRecord:
         "num_output_tokens",
         "num_prompt_tokens",
         "num_prompts",
+        "on_granted",
         "outcome",
         "prepared_at",
         "status",
+        "was_charged",
     )
 
     def __init__(self, call_id: str, model: str, caller: Caller, prepared_at: float) -> None:
         self.call_id, self.model, self.caller, self.prepared_at = call_id, model, caller, prepared_at
         self.arrived_at = prepared_at if caller.arrived_at is None else caller.arrived_at
         self.is_resumed = False  #: goes on with a stream that another call began
+        self.was_charged = False  #: that one was given a replica: request and prompts are on its account
+        self.on_granted: Callable[[], object] | None = None  #: told when it is given its first replica
         self.num_choices = 0
         self.num_prompts = 1
         self.num_prompt_tokens = 0  #: each prompt once
@@ -107,6 +112,8 @@ class CallRecord:
 
     def began_attempt(self, attempt: Attempt) -> None:
         """One of its requests is submitted to a replica; the rest of the attempt will be noted there."""
+        if not self.attempts and self.on_granted is not None:
+            self.on_granted()
         self.attempts.append(attempt)
 
     def got_tokens(self, attempt: Attempt, num_tokens: int, num_cached_tokens: int, now: float) -> None:
@@ -126,9 +133,9 @@ class CallRecord:
         if meter is not None:
             meter.got_tokens(num_tokens, None if before is None else now - before)
 
-    def resume(self, max_output_tokens: int) -> None:
+    def resume(self, max_output_tokens: int, was_charged: bool) -> None:
         """It goes on with what another call began; so much can still come."""
-        self.is_resumed, self.max_output_tokens = True, max_output_tokens
+        self.is_resumed, self.max_output_tokens, self.was_charged = True, max_output_tokens, was_charged
 
     def end(self, outcome: str, status: int, now: float) -> None:
         """It is over; what comes later counts for nothing."""

@@ -10,7 +10,8 @@ from cluster.quotas.charge import charged_tokens
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One call. Token counts are those of the metrics: prompts only if a replica was given, each of them once."""
+    """One call. Token counts are those of the metrics: prompts only if a replica was given, each
+    of them once: not with a resumed stream whose beginning has told them."""
 
     time: str  #: when it ended, UTC, ISO 8601
     call: str
@@ -37,7 +38,7 @@ KEYS = ("tenant", "model", "day", "key", "way", "outcome")  #: what rows can be 
 
 def usage_of(record: CallRecord, cached_weight: float, now: float) -> UsageRow:
     """The row of a call that has ended, at Unix time `now`."""
-    was_run = bool(record.attempts)
+    has_prompt = bool(record.attempts) and not record.was_charged
     return UsageRow(
         time=datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
         call=record.call_id,
@@ -46,8 +47,8 @@ def usage_of(record: CallRecord, cached_weight: float, now: float) -> UsageRow:
         model=record.model,
         way=record.caller.way,
         outcome=record.outcome,
-        prompt_tokens=record.num_prompt_tokens if was_run else 0,
-        cached_tokens=record.num_cached_tokens if was_run else 0,
+        prompt_tokens=record.num_prompt_tokens if has_prompt else 0,
+        cached_tokens=record.num_cached_tokens if has_prompt else 0,
         output_tokens=record.num_output_tokens,
         charged_tokens=charged_tokens(record, cached_weight),
         duration_s=round((record.ended_at or record.arrived_at) - record.arrived_at, 6),

@@ -77,7 +77,7 @@ class CallMeters:
             return
         meter.phases.running.value -= 1
         meter.phases.call.observe((record.ended_at or record.arrived_at) - record.arrived_at)
-        if record.attempts and not record.is_resumed:  # as it is charged: a resumed stream's prompt was counted before
+        if record.attempts and not record.was_charged:  # a resumed stream's prompt was counted when it began
             meter.prompt.value += record.num_prompt_tokens
             meter.cached.value += record.num_cached_tokens
 

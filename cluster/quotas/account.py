@@ -1,11 +1,12 @@
 """Account: a gateway's dealings with one book of limits (`cluster.quotas.book`), wherever that is kept.
 
-What is asked while a turn is under way goes with the next one, so a book is spoken to once for all that is asked at the
-same time. When the book cannot be reached the askers wait a little; then the gateway goes on alone.
+What is asked or released is said at once, and while a turn is under way with the next one, so a book is spoken to once
+for all that happens at the same time; what is burned can wait for a beat. When the book cannot be reached the askers
+wait a little; then the gateway goes on alone.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -40,7 +41,7 @@ class Asked:
 class Purse:
     """Where something was granted, and is settled: with the book, or alone. `share`: of each limit that it has."""
 
-    def __init__(self, change: Callable[[Change], object], share: float) -> None:
+    def __init__(self, change: Callable[[Iterable[Change]], object], share: float) -> None:
         self.change, self.share = change, share
 
 
@@ -54,6 +55,7 @@ class Account:
         self._asked: list[Asked] = []  #: with that turn
         self._queue: list[Asked] = []
         self._changes: dict[str, Change] = {}
+        self._has_released = False  #: there is a release among them
         self._held: dict[str, Change] = {}  #: as negative burns
         self._number, self._epoch, self._seen = 0, "", 0.0
         self._spoke_at = clock()  #: to the book, or heard of it
@@ -120,11 +122,12 @@ class Account:
     # Turns
 
     def _speak(self, even_if_silent: bool = False) -> None:
-        if self._send is None or self._turn is not None or not (self._queue or even_if_silent):
+        if self._send is None or self._turn is not None or not (self._queue or self._has_released or even_if_silent):
             return
         self._queue = [asked for asked in self._queue if asked.is_open]
         self._asked, self._queue = self._queue[:MAX_ASKS], self._queue[MAX_ASKS:]
         changes, self._changes = list(self._changes.values()), {}
+        self._has_released = False
         self._number += 1
         asks = [asked.ask for asked in self._asked]
         self._turn = QuotaTurn(self._number, self._num_gateways, self._epoch, self._seen, changes, asks)
@@ -139,15 +142,21 @@ class Account:
             asked.answer(reply, self._shared)
         elif reply.granted:
             for want in asked.ask.wants:
-                self._change(Change(want.key, want.capacity, released=want.amount))
+                self._settle(Change(want.key, want.capacity, released=want.amount))
 
-    def _change(self, change: Change) -> None:
+    def _change(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self._settle(change)
+        self._speak()
+
+    def _settle(self, change: Change) -> None:
         self._note(change)
         self._hold(msgspec.structs.replace(change, burned=change.burned + change.released, released=0.0))
 
     def _note(self, change: Change) -> None:
         """For the next turn."""
         self._changes[change.key] = _sum(self._changes.get(change.key), change)
+        self._has_released |= change.released > 0.0
 
     def _hold(self, change: Change) -> None:
         held = _sum(self._held.get(change.key), change)
@@ -168,7 +177,12 @@ class Account:
                 self._answer_alone(asked, alone)
 
     def _answer_alone(self, asked: Asked, alone: Alone) -> None:
-        purse = Purse(lambda change: alone.change(change, self._clock()), alone.share)
+
+        def settle(changes: Iterable[Change]) -> None:
+            for change in changes:
+                alone.change(change, self._clock())
+
+        purse = Purse(settle, alone.share)
         asked.answer(alone.ask(asked.ask, self._clock()), purse)
 
     def _return(self, alone: Alone) -> None:
@@ -180,8 +194,7 @@ class Account:
 
 def release(purse: Purse, ask: Ask) -> None:
     """Give back all that was granted."""
-    for want in ask.wants:
-        purse.change(Change(want.key, want.capacity, released=want.amount))
+    purse.change([Change(want.key, want.capacity, released=want.amount) for want in ask.wants])
 
 
 def _sum(before: Change | None, change: Change) -> Change:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.calls.record import CallRecord
 from cluster.errors import QuotaExceeded, RequestTooLarge
-from cluster.quotas.account import Account, Purse
+from cluster.quotas.account import BEAT_S, Account, Purse, release
 from cluster.quotas.bucket import WINDOW_S, Ask, Change, Reply, Want
 from cluster.quotas.charge import charged_tokens, reserved_tokens
 from cluster.quotas.config import QuotaConfig
@@ -47,7 +47,11 @@ class Quotas:
             if want.amount > want.capacity:
                 full = [(_kind(want), want.capacity, want.capacity)]
                 raise RequestTooLarge(_too_large(want), "max_tokens", limit_headers(full))
-        reply, purse = await self._put(self._account_of(record.tenant), ask)
+        account = self._account_of(record.tenant)
+        reply, purse = await self._put(account, ask)
+        if record.is_resumed and not reply.granted:  # what the stream had until now may be on its way back
+            await asyncio.sleep(BEAT_S)
+            reply, purse = await self._put(account, ask)
         pairs = list(zip(ask.wants, reply.usable, strict=True))
         headers = limit_headers((_kind(want), want.capacity * purse.share, usable) for want, usable in pairs)
         if not reply.granted:
@@ -67,11 +71,13 @@ class Quotas:
         if call is None:
             return
         used = {REQUESTS: 1.0 if record.attempts else 0.0, TOKENS: charged_tokens(record, self._config.cached_weight)}
+        changes = []
         for want in call.ask.wants:
             kind = _kind(want)
             rest = want.amount - (call.burned if kind == TOKENS else 0.0)
             burned = min(rest, max(0.0, used[kind] - (want.amount - rest)))
-            call.purse.change(Change(want.key, want.capacity, burned=burned, released=rest - burned))
+            changes.append(Change(want.key, want.capacity, burned=burned, released=rest - burned))
+        call.purse.change(changes)
 
     def burn(self) -> None:
         """Tell of what has been emitted; several times a second, so that limits fill up again while streams run."""
@@ -79,9 +85,8 @@ class Quotas:
             more = call.record.num_output_tokens - call.burned
             if more > 0:
                 call.burned += more
-                for want in call.ask.wants:
-                    if _kind(want) == TOKENS:
-                        call.purse.change(Change(want.key, want.capacity, burned=more))
+                wants = [want for want in call.ask.wants if _kind(want) == TOKENS]
+                call.purse.change([Change(want.key, want.capacity, burned=more) for want in wants])
 
     def _ask(self, record: CallRecord) -> Ask:
         """What it wants of each limit that there is for it."""
@@ -90,7 +95,7 @@ class Quotas:
         scopes = [(name, limits), (f"{name}/{record.model}", limits.models.get(record.model))]
         wants = []
         for key, scope in scopes:
-            if scope is not None and scope.requests_per_minute and not record.is_resumed:
+            if scope is not None and scope.requests_per_minute and not record.was_charged:
                 wants.append(Want(f"{key}/{REQUESTS}", scope.requests_per_minute, 1.0))
             if scope is not None and scope.tokens_per_minute:
                 wants.append(Want(f"{key}/{TOKENS}", scope.tokens_per_minute, reserved_tokens(record)))
@@ -103,7 +108,7 @@ class Quotas:
             if not future.done():
                 future.set_result((reply, purse))
             elif reply.granted:
-                _release(purse, ask)
+                release(purse, ask)
 
         asked = account.put(ask, done)
         try:
@@ -113,11 +118,6 @@ class Quotas:
             if not future.cancelled():  # it was answered before this task could run
                 done(*future.result())
             raise
-
-
-def _release(purse: Purse, ask: Ask) -> None:
-    for want in ask.wants:
-        purse.change(Change(want.key, want.capacity, released=want.amount))
 
 
 def _kind(want: Want) -> str:

@@ -13,7 +13,6 @@ import pytest
 from cluster.api.handle_api import HandleApi
 from cluster.config import Edge, GatewayConfig, MantaConfig, RouterConfig
 from cluster.errors import QuotaExceeded
-from cluster.quotas.account import BEAT_S
 from cluster.quotas.bucket import WINDOW_S
 from cluster.quotas.config import QuotaConfig, TenantLimits
 from tests.cluster.gateway_world import client, live_server
@@ -180,25 +179,54 @@ async def test_a_migrated_request_is_charged_once() -> None:
         assert 107 - (time.monotonic() - began) * LIMIT / WINDOW_S - 1 <= used <= 107
 
 
-async def test_a_resumed_stream_pays_for_what_is_still_to_come_and_not_for_its_prompt() -> None:
-    body = {**BODY, "max_tokens": 200, "stream": True}
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_stream_resumed_at_once_elsewhere_pays_for_what_is_still_to_come_and_not_for_its_prompt(
+    leaves: bool,
+) -> None:
+    body = {**BODY, "max_tokens": 600, "stream": True}
     async with (
-        limited(tokens(), 2, step_delay_s=0.01) as (_, [one, other]),
+        limited(tokens(), 2, step_delay_s=0.002) as (_, [one, other]),
         live_server(one.app) as url,
         httpx.AsyncClient(headers={**OF_ACME, "accept": "text/event-stream"}) as http,
     ):
-        async with http.stream("POST", f"{url}/v1/completions", json=body) as streamed:
-            assert left(streamed.headers) == LIMIT - 203
+        async with http.stream("POST", f"{url}/v1/completions", json=body) as streamed, client(other.app) as second:
+            assert left(streamed.headers) == LIMIT - 603
             stream = await anext(
                 json.loads(line[6:])["id"] async for line in streamed.aiter_lines() if line[:6] == "data: "
             )
-        await until(lambda: not one.calls.running)
-        await asyncio.sleep(2 * BEAT_S)  # the first gateway has said what was not used
-        async with client(other.app) as second:
+            if leaves:
+                await streamed.aclose()
             resumed = await second.get(f"/v1/streams/{stream}", headers=OF_ACME)
         [*_, last, done] = [line[6:] for line in resumed.text.splitlines() if line[:6] == "data: "]
-        assert (done, json.loads(last)["usage"]["completion_tokens"]) == ("[DONE]", 200)
-        assert LIMIT - left((await other.ask(1)).headers) <= 203 + 4
+        assert (done, json.loads(last)["usage"]["completion_tokens"]) == ("[DONE]", 600)
+        assert LIMIT - left((await other.ask(1)).headers) <= 603 + 4
+
+
+async def test_a_stream_that_never_left_the_queue_pays_all_when_it_is_resumed() -> None:
+    limits = TenantLimits(requests_per_minute=1, tokens_per_minute=LIMIT)
+    async with (
+        limited(QuotaConfig(tenants={"acme": limits}), 2, step_delay_s=0.01, max_num_seqs=1) as (_, [one, other]),
+        live_server(one.app) as url,
+        httpx.AsyncClient(headers={"accept": "text/event-stream"}) as http,
+    ):
+        body = {**BODY, "max_tokens": 1900, "stream": True}
+        crowd = [asyncio.create_task(http.post(f"{url}/v1/completions", json=body)) for _ in range(2)]
+        await until(lambda: sum(bool(call.attempts) for call in one.calls.running) == 2)
+        short = {**body, "max_tokens": 20}
+        queued = asyncio.create_task(http.post(f"{url}/v1/completions", json=short, headers=OF_ACME))
+        await until(lambda: any(call.tenant == "acme" for call in one.calls.running))
+        [record] = [call for call in one.calls.running if call.tenant == "acme"]
+        queued.cancel()
+        await until(lambda: record not in one.calls.running)
+        assert not record.attempts
+        for task in crowd:
+            task.cancel()
+        async with client(other.app) as second:
+            resumed = await second.get(f"/v1/streams/{record.call_id}", headers=OF_ACME)
+        assert resumed.text.endswith("data: [DONE]\n\n")
+        assert left(resumed.headers, "requests") == 0
+        assert left(resumed.headers) <= LIMIT - 23
+        assert (await other.ask(1)).status_code == 429
 
 
 async def test_the_handle_is_limited_too() -> None:

@@ -122,7 +122,7 @@ class Gateway:
         def done(reply: Reply, purse: Purse) -> None:
             if reply.granted:
                 self.granted += amount
-                purse.change(Change("a", LIMIT, burned=amount))
+                purse.change([Change("a", LIMIT, burned=amount)])
             answered.set_result(reply)
 
         self.account.put(Ask([Want("a", LIMIT, amount)]), done)

@@ -42,11 +42,21 @@ def test_a_call_that_no_replica_was_given_costs_nothing() -> None:
     assert (row.prompt_tokens, row.output_tokens) == (0, 0)
 
 
-def test_a_resumed_call_is_charged_no_prompt() -> None:
+def test_a_resumed_call_is_charged_no_prompt_twice() -> None:
     record = ended()
-    record.resume(7)
+    record.resume(7, was_charged=True)
     assert reserved_tokens(record) == 7
     assert charged_tokens(record, 1.0) == 5.0
+    row = usage_of(record, 1.0, NOON)
+    assert (row.prompt_tokens, row.cached_tokens, row.output_tokens) == (0, 0, 5)
+
+
+def test_a_call_that_goes_on_with_what_had_not_begun_is_charged_all() -> None:
+    record = ended()
+    record.resume(20, was_charged=False)
+    assert reserved_tokens(record) == 30
+    assert charged_tokens(record, 1.0) == 15.0
+    assert usage_of(record, 1.0, NOON).prompt_tokens == 10
 
 
 def test_a_row_says_who_when_and_how_much() -> None:

@@ -115,7 +115,7 @@ async def test_each_ending_is_counted_once_and_only_what_ran_has_tokens() -> Non
 async def test_a_resumed_streams_prompt_is_not_counted_again() -> None:
     world = World()
     record = world.record()
-    record.is_resumed = True
+    record.resume(2, was_charged=True)
     async with world.calls.run(record):
         attempt(record, 100.05, 100.06)
     assert world.value(declared.PROMPT_TOKENS, "m", "acme") == 0

@@ -49,7 +49,7 @@ class Gateway:
         for n, (purse, amount, since) in enumerate(self.held):
             self.held[n] = (purse, amount * (1.0 - share), since)
             self.world.used.append((self.world.now, since, amount * share))
-            purse.change(Change(KEY, LIMIT, burned=amount * share))
+            purse.change([Change(KEY, LIMIT, burned=amount * share)])
 
     def grab(self) -> None:
         """Take and use all that can be had."""
@@ -59,7 +59,7 @@ class Gateway:
 
     def release(self) -> None:
         for purse, amount, _ in self.held:
-            purse.change(Change(KEY, LIMIT, released=amount))
+            purse.change([Change(KEY, LIMIT, released=amount)])
         self.held.clear()
 
 
@@ -125,9 +125,20 @@ def test_an_asker_that_left_gives_back_what_it_is_granted() -> None:
     gateway.say(turns[0])
     asked.withdraw()
     gateway.say(turns[1])
+    gateway.say(turns[2])  # at once
     gateway.ask(1000.0)
-    gateway.say(turns[2])
+    gateway.say(turns[3])
     assert [reply.granted for reply in gateway.replies] == [True]
+
+
+def test_what_is_released_can_be_asked_for_at_another_gateway_at_once() -> None:
+    world = World(2)
+    world.wait(1.0)
+    one, other = world.gateways
+    one.ask(900.0)
+    one.release()
+    other.ask(900.0)
+    assert [reply.granted for reply in one.replies + other.replies] == [True, True]
 
 
 def test_without_the_book_askers_wait_and_then_get_the_share_of_one_gateway() -> None:
