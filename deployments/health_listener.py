@@ -1,12 +1,14 @@
 """HealthListener: the three health answers of a gateway, from a thread and a port that its event loop cannot hold up.
 
-For the orchestrator's probes, not for the world: it has no other limit than a few dozen connections at a time.
+For the orchestrator's probes, not for the world: its only limits are a few dozen connections at a time, of which the
+oldest makes room for a new one, and a short life of each.
 """
 
 import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -19,7 +21,7 @@ from cluster.health.board import PATHS, HealthBoard
 from engine.errors import ConfigError
 
 WATCH_S = 0.1
-READ_S = 2.0  #: who sends its request slower is not answered
+LIFE_S = 2.0  #: of a connection, from its arrival to the end of its answer
 MOST_CONNECTIONS = 64
 logger = logging.getLogger("manta.health")
 
@@ -60,7 +62,7 @@ class _Server(ThreadingHTTPServer):
         self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         super().__init__(address, _Handler)
         self.board = board
-        self._places = threading.Semaphore(MOST_CONNECTIONS)
+        self._arrived: dict[socket.socket, float] = {}  # open connections, oldest first
 
     def server_bind(self) -> None:
         """As in a plain TCP server: `HTTPServer` would ask the resolver for a name, which may take long."""
@@ -69,19 +71,30 @@ class _Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Between two connections, and ten times a second."""
-        self.board.watch(time.monotonic())
+        now = time.monotonic()
+        self.board.watch(now)
+        for connection, arrived_at in list(self._arrived.items()):
+            if now - arrived_at > LIFE_S:
+                self._cut(connection)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        open_now = list(self._arrived)
+        if len(open_now) >= MOST_CONNECTIONS:
+            self._cut(open_now[0])
+        self._arrived[request] = time.monotonic()
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._arrived.pop(request, None)
+
+    def _cut(self, connection: socket.socket) -> None:
+        """Its thread finds it ended."""
+        self._arrived.pop(connection, None)
+        with suppress(OSError):  # it has just ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.info("a health check broke off", exc_info=True)
@@ -89,7 +102,6 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = READ_S
 
     def version_string(self) -> str:
         return "manta"

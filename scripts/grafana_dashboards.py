@@ -60,7 +60,7 @@ OVERVIEW = [
     Panel("Waiting requests", "none", value("manta_queued_requests", "model")),
     Panel("Waiting tokens", "none", value("manta_queued_tokens", "model")),
     Panel("Requests refused by the shards", "reqps", rate("manta_refusals_total", "model", "reason")),
-    Panel("HTTP errors by code", "reqps", rate("manta_error_answers_total", "code", labels="")),
+    Panel("Errors by code", "reqps", rate("manta_error_answers_total", "code", labels="")),
     Panel("Migrations", "ops", rate("manta_migrations_total", "model")),
     Panel("Tokens computed for nothing", "none", rate("manta_wasted_tokens_total", "model", "why")),
     Panel("Callers who are not known or not allowed", "reqps", rate("manta_auth_failures_total", "code", labels="")),

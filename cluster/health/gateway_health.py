@@ -42,9 +42,10 @@ class GatewayHealth:
         self.board.turned(self._unready, self._stuck)
 
     def _look(self, now: float) -> None:
-        """At every model. O(replicas)."""
+        """At every model. O(replicas and requests)."""
+        num_waiting = self._dispatcher.num_waiting()
         for name, model in self._models.items():
-            if model.look(self._sight(name), now):
+            if model.look(self._sight(name, num_waiting[name]), now):
                 probe = asyncio.create_task(self._probe(name, model))
                 self._probes.add(probe)
                 probe.add_done_callback(self._probes.discard)
@@ -52,14 +53,13 @@ class GatewayHealth:
         self._unready = {name: model.unready for name, model in self._models.items()}
         self._stuck = [f"{name}: {model.stuck}" for name, model in self._models.items() if model.stuck]
 
-    def _sight(self, model: str) -> Sight:
+    def _sight(self, model: str, num_waiting: int) -> Sight:
         standing = self._dispatcher.standing(model)
-        num_requests, num_tokens = self._metrics.calls.under_way(model)
         return Sight(
             len(self._dispatcher.live_shards),
             standing.num_usable,
-            num_requests,
-            num_tokens,
+            num_waiting,
+            self._metrics.calls.num_tokens(model),
             standing.progress,
             standing.patience_s,
         )

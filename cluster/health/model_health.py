@@ -26,7 +26,7 @@ class Sight(NamedTuple):
 
     num_shards: int  #: that can be asked
     num_usable: int  #: replicas that take requests
-    num_requests: int  #: of clients, under way
+    num_waiting: int  #: requests of clients that wait for a token
     num_tokens: int  #: that have come so far
     engine_progress: int  #: of its replicas' engines, in all; moves while they compute
     patience_s: float  #: an honest step may take so long
@@ -83,13 +83,13 @@ class ModelHealth:
         if self._is_probing or not sight.num_usable or not sight.num_shards:
             return False
         if self._proven_at is not None:
-            return sight.num_requests == 0 and now - self._proven_at >= PROVEN_S
+            return sight.num_waiting == 0 and now - self._proven_at >= PROVEN_S
         return not self._failure or self._probed_at is None or now - self._probed_at >= RETRY_S
 
     def _judge_progress(self, sight: Sight, last: Sight | None, has_come: bool, now: float) -> None:
         moved = last is None or has_come or sight.engine_progress != last.engine_progress
-        if moved or not sight.num_requests or self._moved_at is None:
+        if moved or not sight.num_waiting or self._moved_at is None:
             self._moved_at = now
         still_s = now - self._moved_at
         is_stuck = still_s > max(STUCK_S, sight.patience_s)
-        self.stuck = f"{sight.num_requests} requests, and nothing has moved for {still_s:.0f} s" if is_stuck else ""
+        self.stuck = f"{sight.num_waiting} requests wait, and nothing has moved for {still_s:.0f} s" if is_stuck else ""

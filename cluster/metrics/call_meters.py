@@ -81,14 +81,12 @@ class CallMeters:
             meter.prompt.value += record.num_prompt_tokens
             meter.cached.value += record.num_cached_tokens
 
-    def under_way(self, model: str) -> tuple[int, int]:
-        """Calls that run, and tokens that have come since the start."""
-        phases = self._phases.get(model)
-        num_tokens = sum(meter.output.value for (name, _), meter in self._meters.items() if name == model)
-        return (0 if phases is None else int(phases.running.value)), int(num_tokens)
+    def num_tokens(self, model: str) -> int:
+        """That have come since the start."""
+        return int(sum(meter.output.value for (name, _), meter in self._meters.items() if name == model))
 
     def answered(self, error: ApiError) -> None:
-        """An HTTP request got this error and nothing else."""
+        """A request was answered with this error."""
         self._instruments.number(declared.ERROR_ANSWERS, error.code).value += 1
         if error.status in REFUSED_CREDENTIALS:
             self._instruments.number(declared.AUTH_FAILURES, error.code).value += 1

@@ -90,7 +90,10 @@ OUTPUT_TOKENS = _counter(
     Source.GATEWAY, "output_tokens", "model tenant", "Tokens handed over by engines, as they come."
 )
 ERROR_ANSWERS = _counter(
-    Source.GATEWAY, "error_answers", "code", "HTTP requests answered with an error before any token, by its code."
+    Source.GATEWAY,
+    "error_answers",
+    "code",
+    "Requests answered with an error: over HTTP before any token, over gRPC at any time; by its code.",
 )
 AUTH_FAILURES = _counter(
     Source.GATEWAY, "auth_failures", "code", "Of those, requests of somebody who is not known or not allowed."

@@ -7,6 +7,7 @@ sockets are behind `Link`; the loop's clock is the only time.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from cluster.errors import (
@@ -62,6 +63,11 @@ class Dispatcher:
     @property
     def num_in_flight(self) -> int:
         return len(self._flights)
+
+    def num_waiting(self) -> Counter[str]:
+        """By model the requests of calls that wait for a token. Who has only to read is none, nor is a probe."""
+        flights = self._flights.values()
+        return Counter(it.context.model for it in flights if not it.is_over and it.context.record is not None)
 
     @property
     def replicas(self) -> dict[str, ReplicaInfo]:

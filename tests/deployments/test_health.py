@@ -13,8 +13,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cluster.calls.record import Caller, CallRecord
 from cluster.config import GatewayConfig
+from cluster.generation import RequestContext
+from cluster.health import model_health
 from cluster.health.board import PATHS, HealthBoard
+from cluster.health.model_health import Probe
+from cluster.metrics import declared
+from deployments import health_listener
 from deployments.health_listener import HealthListener, open_health_listener
 from engine.errors import ConfigError
 from tests.cluster.gateway_world import client
@@ -129,6 +135,26 @@ async def test_overload_is_no_fault() -> None:
         await asyncio.gather(*asked, return_exceptions=True)
 
 
+async def test_an_answer_that_nobody_reads_is_no_work_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_health, "STUCK_S", 0.3)
+    monkeypatch.setattr(model_health, "PROVEN_S", 0.3)
+    async with ready_gateway() as (_world, gateway, _url):
+        record = CallRecord("c", "m", Caller(), 0.0)
+        context = RequestContext(model="m", tenant="t", record=record)
+        async with gateway.calls.run(record):
+            unread = gateway.dispatcher.stream(request("q", [1], 20), context)
+            await anext(unread)
+            await until(lambda: record.num_output_tokens == 20)
+            probes = gateway.metrics.instruments.number(declared.PROBES, "m", Probe.PASSED)
+            num_probes = probes.value
+            await until(lambda: probes.value > num_probes + 1)
+            for _ in range(10):
+                await asyncio.sleep(0.1)
+                assert statuses_now(gateway) == [200, 200, 200]
+            assert not gateway.dispatcher.num_waiting()
+            await unread.aclose()  # type: ignore[attr-defined]
+
+
 async def test_a_way_to_a_token_that_is_broken_is_found_by_the_probe() -> None:
     async with serving_world() as world, gateways(world) as (gateway, _other):
         with world.replicas[0].stuck():
@@ -156,6 +182,31 @@ def test_slow_and_strange_clients_hold_nothing_up() -> None:
         for connection in slow:
             connection.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "health"]
+
+
+def test_trickling_connections_take_no_place_from_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, a probe is answered; and none lives long, though each sends a byte now and then."""
+    board = HealthBoard(["m"])
+    with listening(board) as url:
+        slow = [begin(url) for _ in range(2 * health_listener.MOST_CONNECTIONS)]
+        for _ in range(5):
+            assert ask(url, LIVE).status == 200
+        monkeypatch.setattr(health_listener, "LIFE_S", 0.3)
+        assert all(is_cut(connection) for connection in slow)
+
+
+def is_cut(connection: socket.socket) -> bool:
+    """Sends a byte ten times a second, for five seconds at most."""
+    connection.settimeout(0.1)
+    for _ in range(50):
+        try:
+            connection.sendall(b"x")
+            return connection.recv(1) == b""
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
 
 
 def begin(url: str) -> socket.socket:

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.health.model_health import PROVEN_S, RETRY_S, STUCK_S, ModelHealth, Probe, Sight
 
-IDLE = Sight(num_shards=1, num_usable=2, num_requests=0, num_tokens=0, engine_progress=0, patience_s=0.0)
+IDLE = Sight(num_shards=1, num_usable=2, num_waiting=0, num_tokens=0, engine_progress=0, patience_s=0.0)
 
 
 def proven(now: float = 0.0) -> ModelHealth:
@@ -27,7 +27,7 @@ def test_a_new_model_is_ready_once_a_probe_has_passed() -> None:
 def test_a_clients_token_proves_as_well_and_spares_the_probe() -> None:
     model = proven()
     for second in range(60):
-        busy = IDLE._replace(num_requests=3, num_tokens=second)
+        busy = IDLE._replace(num_waiting=3, num_tokens=second)
         assert not model.look(busy, float(second)) and model.unready == ""
 
 
@@ -73,7 +73,7 @@ def test_the_last_replica_may_go_while_the_probe_runs() -> None:
 
 def test_work_that_waits_while_nothing_moves_is_stuck() -> None:
     model = proven()
-    waiting = IDLE._replace(num_requests=3)
+    waiting = IDLE._replace(num_waiting=3)
     for tenths in range(round(10 * STUCK_S)):
         model.look(waiting, tenths / 10)
         assert not model.stuck
@@ -87,7 +87,7 @@ def test_work_that_waits_while_nothing_moves_is_stuck() -> None:
 def test_whatever_moves_is_progress_and_an_idle_model_owes_none(field: str) -> None:
     model = proven()
     for second in range(100):
-        model.look(IDLE._replace(num_requests=1, **{field: second}), float(second))
+        model.look(IDLE._replace(num_waiting=1, **{field: second}), float(second))
         assert not model.stuck
     for second in range(100, 200):
         model.look(IDLE, float(second))
@@ -96,7 +96,7 @@ def test_whatever_moves_is_progress_and_an_idle_model_owes_none(field: str) -> N
 
 def test_an_honest_step_may_take_its_time() -> None:
     model = proven()
-    slow = IDLE._replace(num_requests=1, patience_s=30.0)
+    slow = IDLE._replace(num_waiting=1, patience_s=30.0)
     model.look(slow, 0.0)
     model.look(slow, 29.0)
     assert not model.stuck

@@ -55,7 +55,7 @@ async def test_the_phases_of_a_call() -> None:
     async with world.calls.run(record):
         assert world.value(declared.CALLS_RUNNING, "m") == 1
         attempt(record, 100.05, 100.06, 100.09, cached=4)
-        assert world.meters.under_way("m") == (1, 3)
+        assert world.meters.num_tokens("m") == 3
     assert world.times(declared.GATEWAY_TIME) == (1, 0.002)
     assert world.times(declared.QUEUE_TIME) == (1, 0.006)
     assert world.times(declared.ROUTE_TIME) == (1, 0.002)
