@@ -5,50 +5,50 @@ reach; without it Hypothesis draws them. A fault is shown with the smallest inpu
 """
 
 import argparse
+import importlib
 import sys
 import time
+from contextlib import nullcontext
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.fuzz.targets import TARGETS
 
-
-def fuzz(name: str, runs: int) -> None:
+def fuzz(name: str, target: Any, runs: int) -> None:
     """Raises on the first fault."""
-    target = TARGETS[name]
     started = time.monotonic()
-    phases = (Phase.generate, Phase.shrink)
     limits = settings(
-        max_examples=runs, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck)
+        max_examples=runs,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
     )
     limits(given(target.given)(target.check))()
     print(f"{name}: {runs} inputs, no fault, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def fuzz_led(name: str, runs: int) -> None:
-    """By coverage; ends the process."""
-    import atheris
-
-    atheris.instrument_all()
-    target = TARGETS[name]
-    test = settings(deadline=None, database=None)(given(target.given)(target.check))
-    atheris.Setup([sys.argv[0], f"-runs={runs}"], test.hypothesis.fuzz_one_input)
-    atheris.Fuzz()
-
-
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Try what a stranger may send.")
-    parser.add_argument("target", choices=["all", *TARGETS])
+    parser.add_argument("target", help="one of those in tests/fuzz/targets.py, or all")
     parser.add_argument("--runs", type=int, default=1_000_000, help="inputs per target (default: a million)")
     parser.add_argument("--atheris", action="store_true", help="led by coverage; one target")
     arguments = parser.parse_args()
-    if arguments.atheris:
-        if arguments.target == "all":
-            parser.error("--atheris takes one target")
-        fuzz_led(arguments.target, arguments.runs)
-    for name in TARGETS if arguments.target == "all" else [arguments.target]:
-        fuzz(name, arguments.runs)
+    atheris = importlib.import_module("atheris") if arguments.atheris else None
+    watched = atheris.instrument_imports(include=["cluster", "engine"]) if atheris is not None else nullcontext()
+    with watched:
+        targets = importlib.import_module("tests.fuzz.targets").TARGETS
+    names = list(targets) if arguments.target == "all" and atheris is None else [arguments.target]
+    if not set(names) <= set(targets):
+        parser.error(f"{arguments.target} is none of: {', '.join(targets)}")
+    if atheris is not None:
+        target = targets[arguments.target]
+        test = settings(deadline=None, database=None)(given(target.given)(target.check))
+        atheris.Setup([sys.argv[0], f"-runs={arguments.runs}"], test.hypothesis.fuzz_one_input)
+        atheris.Fuzz()  # ends the process
+    for name in names:
+        fuzz(name, targets[name], arguments.runs)
     return 0
 
 

@@ -125,6 +125,42 @@ async def test_errors_have_their_status_and_say_why() -> None:
     assert (code, len(chunks)) == (grpc.StatusCode.INTERNAL, 1)
 
 
+def sampled(**fields: Any) -> manta_pb2.GenerateRequest:
+    return manta_pb2.GenerateRequest(text="x", sampling=manta_pb2.Sampling(**fields))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        sampled(n=129),
+        sampled(max_tokens=0),
+        sampled(max_tokens=2**32 - 1),
+        sampled(temperature=float("nan")),
+        sampled(temperature=float("inf")),
+        sampled(logit_bias={1: float("inf")}),
+        sampled(logit_bias={2**32 - 1: 1.0}),
+        sampled(logit_bias=dict.fromkeys(range(301), 1.0)),
+        sampled(stop=["x"] * 5),
+        sampled(stop_token_ids=[1] * 65),
+        sampled(logprobs=21),
+        manta_pb2.GenerateRequest(text="word " * 4000),
+        manta_pb2.GenerateRequest(token_ids=manta_pb2.TokenIds(ids=[2**32 - 1])),
+        manta_pb2.GenerateRequest(),
+    ],
+    ids=lambda request: str(request)[:40],
+)
+async def test_limits_are_those_of_http(request_: Any) -> None:
+    async with local_generator() as generator:
+        code, _, chunks = await refused(generator, request_)
+        assert (code, chunks, generator.requests) == (grpc.StatusCode.INVALID_ARGUMENT, [], [])
+
+
+async def test_a_message_as_large_as_no_body_may_be() -> None:
+    async with local_generator() as generator:
+        code, _, _ = await refused(generator, manta_pb2.GenerateRequest(text="x" * GatewayConfig().max_body_bytes))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def endless(request: GenerateRequest) -> Any:
     yield TokenChunk(request.request_id, 0, 0, [70])
     await asyncio.Event().wait()
