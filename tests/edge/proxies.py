@@ -47,43 +47,55 @@ def find_proxy(name: str) -> Proxy:
 class Setting:
     """A folder with certificates, an issuer's key, and the configurations with ports of their own."""
 
-    def __init__(self, proxy: Proxy, folder: Path, app_port: int = 8000) -> None:
+    def __init__(self, proxy: Proxy, folder: Path, *app_ports: int) -> None:
         self.proxy, self.folder = proxy, folder
         subprocess.run([EDGE / "development_certificates", folder], check=True, capture_output=True)
         self.issuer = ECKey.generate_key("P-256", auto_kid=True)
         public = self.issuer.as_dict(private=False)
         (folder / "jwks.json").write_bytes(msgspec.json.encode({"keys": [public]}))
         (folder / "issuer.pem").write_bytes(self.issuer.as_pem(private=False))
-        self.port, self._sidecar_port, self._app_port = _free_port(), _free_port(), app_port
+        self.port = _free_port()
+        self._app_ports = {_free_port(): app_port for app_port in app_ports or (8000,)}  #: by their sidecars' ports
         self.url = f"https://127.0.0.1:{self.port}"
-        self.sidecar_url = f"https://127.0.0.1:{self._sidecar_port}"
+        self.sidecar_url = f"https://127.0.0.1:{next(iter(self._app_ports))}"
 
     def trust(self) -> ssl.SSLContext:
         """A new one each time: a client writes into it which protocols it speaks."""
         return ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
 
-    def configuration(self, name: str) -> str:
-        """A shipped configuration, with the head's time cut short: nobody here is slow but on purpose."""
-        text = (EDGE / name).read_text()
-        places = {"8443": self.port, "8444": self._sidecar_port, "8000": self._app_port}
-        for shipped, here in [("/etc/manta/tls", self.folder), ("0.0.0.0", "127.0.0.1"), *places.items()]:
-            text = text.replace(shipped, str(here))
+    def edge_configuration(self) -> str:
+        """The shipped one, with a line for each sidecar."""
+        text = (EDGE / self.proxy.edge_file).read_text()
+        [line] = [line for line in text.splitlines() if "# one for each sidecar" in line]
+        lines = [line.replace("8444", str(port)).replace("gateway-1", f"gateway-{port}") for port in self._app_ports]
+        return self._write("edge", text.replace(line, "\n".join(lines)).replace("8443", str(self.port)))
+
+    def sidecar_configurations(self) -> list[str]:
+        text = (EDGE / self.proxy.sidecar_file).read_text()
+        return [
+            self._write(f"sidecar-{port}", text.replace("8444", str(port)).replace("8000", str(app_port)))
+            for port, app_port in self._app_ports.items()
+        ]
+
+    def _write(self, name: str, text: str) -> str:
+        """With the head's time cut short: nobody here is slow but on purpose."""
+        text = text.replace("/etc/manta/tls", str(self.folder)).replace("0.0.0.0", "127.0.0.1")
         for shipped in ("request_headers_timeout: 5s", "timeout http-request 5s"):
             text = text.replace(shipped, shipped.replace("5s", "1s"))
-        path = self.folder / name
+        path = self.folder / f"{name}{Path(self.proxy.edge_file).suffix}"
         path.write_text(text)
         return str(path)
 
     def access_log(self) -> str:
-        return (self.folder / f"{self.proxy.edge_file}.log").read_text()
+        return next(self.folder.glob("edge.*.log")).read_text()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Until then the edge lets requests through; after it nothing of it is left."""
         started: list[subprocess.Popen[bytes]] = []
         try:
-            for name in (self.proxy.sidecar_file, self.proxy.edge_file):
-                started.append(self._start(name))
+            for configuration in (*self.sidecar_configurations(), self.edge_configuration()):
+                started.append(self._start(configuration))
             await self._is_ready(lambda: any(process.poll() is not None for process in started))
             yield
         finally:
@@ -95,9 +107,9 @@ class Setting:
                     process.kill()
                     process.wait()
 
-    def _start(self, name: str) -> subprocess.Popen[bytes]:
-        words = [self.proxy.executable, *self.proxy.run, self.configuration(name)]
-        with (self.folder / f"{name}.log").open("wb") as log:
+    def _start(self, configuration: str) -> subprocess.Popen[bytes]:
+        words = [self.proxy.executable, *self.proxy.run, configuration]
+        with Path(f"{configuration}.log").open("wb") as log:
             return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
 
     async def _is_ready(self, has_ended: Callable[[], bool]) -> None:

@@ -26,8 +26,8 @@ both = pytest.mark.parametrize("name", ["envoy", "haproxy"])
 
 
 @contextlib.asynccontextmanager
-async def edge(name: str, folder: Path, url: str) -> AsyncIterator[Setting]:
-    setting = Setting(find_proxy(name), folder, int(url.rsplit(":", 1)[1]))
+async def edge(name: str, folder: Path, *urls: str) -> AsyncIterator[Setting]:
+    setting = Setting(find_proxy(name), folder, *(int(url.rsplit(":", 1)[1]) for url in urls))
     async with setting.running():
         yield setting
 
@@ -37,9 +37,13 @@ def client(setting: Setting) -> httpx.AsyncClient:
 
 
 class Echo:
-    """Answers with the headers that came."""
+    """Answers with the headers that came; counts all but questions of health."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.num_asked += scope["path"] != "/health/ready"
         while (await receive()).get("more_body"):
             pass
         body = json.dumps([[name.decode(), value.decode()] for name, value in scope["headers"]]).encode()
@@ -59,8 +63,8 @@ def with_health(app: ASGIApp) -> ASGIApp:
 @both
 def test_the_proxy_takes_the_configurations(name: str, tmp_path: Path) -> None:
     setting = Setting(find_proxy(name), tmp_path)
-    for file in (setting.proxy.edge_file, setting.proxy.sidecar_file):
-        words = [setting.proxy.executable, *setting.proxy.check, setting.configuration(file)]
+    for configuration in (*setting.sidecar_configurations(), setting.edge_configuration()):
+        words = [setting.proxy.executable, *setting.proxy.check, configuration]
         done = subprocess.run(words, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         assert "WARNING" not in done.stderr.upper()
@@ -167,3 +171,19 @@ async def test_the_sidecar_takes_the_edge_alone(name: str, tmp_path: Path) -> No
         assert await status("edge-client") == 200
         assert await status("") == 0
         assert await status("sidecar") in (0, 403)
+
+
+async def test_a_gateway_that_has_just_gone_is_passed_over(tmp_path: Path) -> None:
+    """Before any check of its health: what could not begin there begins at the other one."""
+    stays, goes = Echo(), Echo()
+    async with contextlib.AsyncExitStack() as staying, contextlib.AsyncExitStack() as going:
+        one, other = live_server(stays), live_server(goes)
+        urls = await staying.enter_async_context(one), await going.enter_async_context(other)
+        setting = await staying.enter_async_context(edge("envoy", tmp_path, *urls))
+        http = await staying.enter_async_context(client(setting))
+        async with asyncio.timeout(15.0):
+            while not (stays.num_asked and goes.num_asked):  # the edge has found both ready
+                assert (await http.get("/v1/x", headers=KEY)).status_code == 200
+                await asyncio.sleep(0.03)
+        await going.aclose()
+        assert {(await http.get("/v1/x", headers=KEY)).status_code for _ in range(20)} == {200}
