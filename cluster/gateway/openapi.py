@@ -74,8 +74,7 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
         str(status): {"description": "The answer", "content": content} for status in endpoint.answer_statuses
     }
     for status in (*endpoint.error_statuses, *_ACCESS_STATUSES[endpoint.access]):
-        style = ErrorResponse if status == 401 else endpoint.errors.schema  # who asks is found out before the endpoint
-        error = {"application/json": {"schema": schema_of[style]}}
+        error = {"application/json": {"schema": _error(endpoint, status, schema_of)}}
         responses[str(status)] = {"description": _ERRORS[status], "content": error}
     operation: dict[str, Any] = {
         "operationId": f"{endpoint.method.lower()}{path.replace('/', '_').replace('{', '').replace('}', '')}",
@@ -93,6 +92,14 @@ def _operation(endpoint: Endpoint, path: str, schema_of: dict[Any, Any]) -> dict
     if parameters:
         operation["parameters"] = parameters
     return operation
+
+
+def _error(endpoint: Endpoint, status: int, schema_of: dict[Any, Any]) -> Any:
+    """The endpoint's own, but for what is found out before it: who asks, and that there is no such path."""
+    own, general = schema_of[endpoint.errors.schema], schema_of[ErrorResponse]
+    if status == 401 or own == general:
+        return general
+    return {"anyOf": [own, general]} if status == 404 else own
 
 
 def _event(endpoint: Endpoint, schema_of: dict[Any, Any]) -> dict[str, Any]:
