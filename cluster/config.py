@@ -291,6 +291,7 @@ class MantaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError("models[].name", name, "two models have this name; give each its own")
+        self.quotas.check_models(names)
         if self.auth.is_on and self.gateway.tenant_header:
             remedy = "with `auth` on, keys and tokens name the tenant; leave it out"
             raise ConfigError("gateway.tenant_header", self.gateway.tenant_header, remedy)

@@ -48,7 +48,9 @@ class Chat:
         asked, param = body.max_tokens, "max_tokens"
         if body.max_completion_tokens is not None:
             asked, param = body.max_completion_tokens, "max_completion_tokens"
-        max_tokens = output_length(asked, param, None, len(prompt), info, prompt_param="messages")
+        room = serving.calls.default_output(caller.principal.tenant, model.name, len(prompt))
+        default = None if room is None else max(1, room // (body.n or 1))
+        max_tokens = output_length(asked, param, default, len(prompt), info, prompt_param="messages")
         check_min_tokens(body, max_tokens)
         seed = serving.draw_seed() if body.seed is None else body.seed
         request = GenerateRequest(

@@ -13,6 +13,7 @@ from cluster.api.schema_chat import ChatRequest
 from cluster.api.schema_completions import CompletionRequest
 from cluster.api.serving import Serving
 from cluster.api.stream_events import Event
+from cluster.auth.credential import is_tenant
 from cluster.auth.principal import Principal
 from cluster.calls.calls import Calls
 from cluster.calls.record import Caller
@@ -102,6 +103,8 @@ class HandleApi:
 
 
 def _caller(tenant: str) -> Caller:
+    if not is_tenant(tenant):
+        raise InvalidRequest(f"`tenant` must be 1 to 64 letters, digits, `.`, `_` or `-`, not {tenant!r}.", "tenant")
     return Caller(principal=Principal(tenant=tenant))
 
 

@@ -42,7 +42,15 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: (
-        Annotated[int, Meta(ge=1, description="As `max_tokens`, and before it. Unset: what the context holds.")] | None
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                description="As `max_tokens`, and before it. Unset: what the context holds; where tokens are limited, "
+                "a quarter of the limit at most.",
+            ),
+        ]
+        | None
     ) = None
     logprobs: Annotated[bool | None, Meta(description="Add each token's log probability.")] = None
     top_logprobs: (

@@ -25,6 +25,9 @@ class Admission(Protocol):
     async def admit(self, record: CallRecord) -> None:
         """Raises an `ApiError` if it may not. May add `record.headers`."""
 
+    def default_output(self, tenant: str, model: str, num_prompt_tokens: int) -> int | None:
+        """Tokens that a call gets at most which does not say how many it wants; None: whatever the context holds."""
+
 
 class CallSink(Protocol):
     """Is told of calls. It must not wait; one that raises is counted, and neither the call nor the others notice."""
@@ -50,6 +53,11 @@ class Calls:
         self._sinks = (self.reports, *sinks)
         self.sink_failures: Counter[str] = Counter()  #: by the sink's kind
         self.running: set[CallRecord] = set()  #: a resumed stream may be there twice for a moment
+
+    def default_output(self, tenant: str, model: str, num_prompt_tokens: int) -> int | None:
+        """Tokens of output for a call that does not say how many it wants; None: no limit of the tenant's."""
+        admission = self._admission
+        return None if admission is None else admission.default_output(tenant, model, num_prompt_tokens)
 
     async def report(self, name: str, tenant: str) -> CallReport | None:
         """Of the tenant's call with that id or `X-Request-Id`: one that has ended, or one that runs at this gateway."""

@@ -1,9 +1,15 @@
 """The settings of quotas: what each tenant may ask and be answered in a minute, and where that is kept."""
 
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+
+from cluster.auth.credential import is_tenant
+from engine.errors import ConfigError
+
+DEFAULT_SHARE = 0.25  #: of a minute's tokens: so several calls that say nothing can run at a time
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,14 +41,45 @@ class QuotaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str,
         Meta(
             pattern=r"^(rediss?|unix)://|^$",
-            description="URL of the Redis that keeps the limits, for several clusters or to survive a restart of all "
-            "shards (needs `manta-serve[redis]`). Empty: the router shards keep them.",
+            description="URL of the Redis that keeps the limits, to survive a restart of all shards (needs "
+            "`manta-serve[redis]`); of one cluster alone. Empty: the router shards keep them.",
         ),
     ] = ""
+
+    def __post_init__(self) -> None:
+        for name in self.tenants:
+            if not is_tenant(name):
+                remedy = "no tenant can have this name: 1 to 64 letters, digits, `.`, `_` or `-`"
+                raise ConfigError("quotas.tenants", name, remedy)
+        if self.redis and not self.is_on:
+            remedy = "keeps nothing as long as there is no limit: set one in quotas.default or quotas.tenants"
+            raise ConfigError("quotas.redis", self.redis, remedy)
+
+    def check_models(self, served: Collection[str]) -> None:
+        """ConfigError for the limit of a model that is not served."""
+        of_all = [
+            ("quotas.default", self.default),
+            *((f"quotas.tenants.{n}", each) for n, each in self.tenants.items()),
+        ]
+        for field, limits in of_all:
+            for model in limits.models:
+                if model not in served:
+                    remedy = f"is not served, so this never applies; name one of: {', '.join(sorted(served))}"
+                    raise ConfigError(f"{field}.models", model, remedy)
 
     def of(self, tenant: str) -> TenantLimits:
         """The limits of a tenant."""
         return self.tenants.get(tenant, self.default)
+
+    def default_output(self, tenant: str, model: str, num_prompt_tokens: int) -> int | None:
+        """Tokens of output that are reserved for a call which does not say how many it wants; None: no limit.
+
+        The `DEFAULT_SHARE` of the least limit, or less where the prompt leaves less of it.
+        """
+        limits = self.of(tenant)
+        scopes = (limits, limits.models.get(model, Limits()))
+        least = min((scope.tokens_per_minute for scope in scopes if scope.tokens_per_minute), default=None)
+        return None if least is None else max(1, min(int(least * DEFAULT_SHARE), least - num_prompt_tokens))
 
     @property
     def is_on(self) -> bool:

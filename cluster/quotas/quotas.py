@@ -62,6 +62,10 @@ class Quotas:
         record.headers += headers
         self._open[record] = _Open(record, ask, purse)
 
+    def default_output(self, tenant: str, model: str, num_prompt_tokens: int) -> int | None:
+        """See `cluster.calls.calls.Admission`."""
+        return self._config.default_output(tenant, model, num_prompt_tokens)
+
     def began(self, record: CallRecord) -> None:
         """Nothing more to do."""
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from cluster.api.handle_api import HandleApi
-from cluster.config import Edge, GatewayConfig, MantaConfig, RouterConfig
-from cluster.errors import QuotaExceeded
+from cluster.config import Edge, GatewayConfig, MantaConfig, ModelConfig, RouterConfig
+from cluster.errors import InvalidRequest, QuotaExceeded
 from cluster.quotas.bucket import WINDOW_S
 from cluster.quotas.config import QuotaConfig, TenantLimits
 from tests.cluster.gateway_world import client, live_server
@@ -30,7 +30,10 @@ class Limited(Gateway):
 
     def __init__(self, name: str, world: ServingWorld, quotas: QuotaConfig, num_gateways: int) -> None:
         settings = GatewayConfig(tenant_header="x-tenant", edge=Edge.DIRECT, replicas=num_gateways)
-        config = MantaConfig(gateway=settings, router=RouterConfig(shards=len(world.shards)), quotas=quotas)
+        models = (ModelConfig(name="m"),)
+        config = MantaConfig(
+            models=models, gateway=settings, router=RouterConfig(shards=len(world.shards)), quotas=quotas
+        )
         super().__init__(name, world, config)
         self.links.on_tick.remove(self.health.on_tick)  # its probes are nobody's calls
 
@@ -156,6 +159,15 @@ async def test_a_request_over_the_limit_is_not_told_to_wait() -> None:
         assert (await gateway.ask(47)).status_code == 200
 
 
+async def test_a_chat_that_does_not_say_how_long_fits_into_a_limit_below_the_context() -> None:
+    async with limited(tokens(400), 1) as (_, [gateway]), client(gateway.app) as http:
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "ignore_eos": True}
+        answer = await http.post("/v1/chat/completions", json=body, headers=OF_ACME)
+        assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 100)
+        answer = await http.post("/v1/chat/completions", json={**body, "n": 2}, headers=OF_ACME)
+        assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 2 * 50)
+
+
 async def test_a_model_has_limits_of_its_own_and_other_tenants_have_theirs() -> None:
     quotas = tokens(models={"m": TenantLimits(requests_per_minute=1)})
     async with limited(quotas, 1) as (_, [gateway]):
@@ -236,6 +248,8 @@ async def test_the_handle_is_limited_too() -> None:
         with pytest.raises(QuotaExceeded) as refused:
             await api.generate(prompt_token_ids=PROMPT, max_tokens=15, tenant="acme")
         assert 0.0 < (refused.value.retry_after_s or 0.0) <= 60.0
+        with pytest.raises(InvalidRequest, match="`tenant` must be"):
+            await api.generate(prompt_token_ids=PROMPT, tenant="acme/m")
 
 
 async def test_a_lost_shard_opens_nothing() -> None:

@@ -32,6 +32,9 @@ class Ledger:
             raise RateLimited("nothing is left", None, 7.0)
         record.headers.append((b"x-left", b"%d" % (100 - record.num_prompt_tokens - record.max_output_tokens)))
 
+    def default_output(self, tenant: str, model: str, num_prompt_tokens: int) -> int | None:
+        return None
+
     def began(self, record: CallRecord) -> None:
         self.began_calls.append(record)
 

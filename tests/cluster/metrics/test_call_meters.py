@@ -26,6 +26,9 @@ class World:
         if record.tenant == "broke":
             raise RateLimited("nothing is left")
 
+    def default_output(self, tenant: str, model: str, num_prompt_tokens: int) -> int | None:
+        return None
+
     def record(self, tenant: str = "acme", prompt: int = 10, choices: int = 1) -> CallRecord:
         record = CallRecord(f"call of {tenant}", "m", Caller(principal=Principal(tenant=tenant)), 100.0)
         record.num_prompt_tokens, record.num_choices = prompt, choices
