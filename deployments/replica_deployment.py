@@ -32,6 +32,7 @@ from engine.config import EngineInfo
 from engine.core import EngineCore
 from engine.errors import EngineDead
 from engine.openmp import wait_briefly
+from parallel.cores import leave_parts
 from parallel.layout import RankLayout
 
 logger = logging.getLogger("manta.replica")
@@ -97,6 +98,7 @@ class ReplicaDeployment:
         )
 
     async def _drain(self) -> None:
+        leave_parts()  # its successor may have the cores
         drain = ReplicaDrain(self._loop.time(), self._model.drain_s, self._model.grace_s)
         await drain_replica(self._replica.server, self._replica.engine, drain, self._has_others)
 
@@ -119,7 +121,10 @@ class ReplicaDeployment:
             raise RuntimeError(self._gpus.fault)
         if self._replica.has_failed:
             raise RuntimeError("the replica gives no signs of life")
-        if self._watch.is_stuck(*self._replica.engine.progress(), now=self._loop.time()):
+        progress, is_busy, patience_s = self._replica.engine.progress()
+        if self._model.num_ranks > 1:  # a lost rank is for the replica itself to find and to replace
+            patience_s = max(patience_s, self._model.rank_timeout_s)
+        if self._watch.is_stuck(progress, is_busy, patience_s, now=self._loop.time()):
             raise RuntimeError("the engine is busy and does not move")
 
     async def __del__(self) -> None:

@@ -14,12 +14,12 @@ import msgspec
 import ray
 
 from cluster.config import MantaConfig, ModelConfig
-from cluster.replica.host_share import host_share
+from cluster.replica.host_share import host_share, num_places
 from engine.checkpoint import find_checkpoint
 from engine.errors import BadCheckpoint
 from engine.rank_frames import RankStart
 from engine.rank_spawn import LOOPBACK, HostProcess, HostSpawner, RankProcess, StagePlace
-from parallel.cores import read_host_cores, share_cores, take_number
+from parallel.cores import read_host_cores, share_cores, take_part
 from parallel.worker_group import Worker, WorkerGroup, WorkerLost
 
 _POLL_S = 0.05
@@ -31,7 +31,8 @@ def take_place(config: MantaConfig, model: ModelConfig, address: str = LOOPBACK)
     context = ray.get_runtime_context()
     folder = Path(context.get_temp_dir(), context.get_session_name(), "manta_places", quote(model.served_name, safe=""))
     num_hosts = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    share = host_share(config, model, take_number(folder), num_hosts)
+    place = take_part(folder, num_places(model, num_hosts))
+    share = host_share(config, model, place, num_hosts)
     dealt = share_cores(read_host_cores(), share.num_parts)
     return StagePlace(address, cores=tuple(dealt[part] for part in share.parts), num_sharing=share.num_parts)
 

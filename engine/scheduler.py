@@ -119,8 +119,9 @@ class Scheduler:
 
         `why` says what its ranks died of: no result will come, and no block holds anything; empty: all is well.
         """
-        sequences = list(self._by_request.values())
-        chunks = [chunk for sequence in sequences for chunk in self._end_early(sequence, FinishReason.MIGRATE, why)]
+        blamed = {id(sequence): why for sequence in self._running}  # those that only wait have killed nobody
+        ends = [(sequence, blamed.get(id(sequence), "")) for sequence in self._by_request.values()]
+        chunks = [chunk for sequence, how in ends for chunk in self._end_early(sequence, FinishReason.MIGRATE, how)]
         if why:
             self._in_flight.clear()
             self._dropped_ids.clear()

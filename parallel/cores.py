@@ -85,18 +85,59 @@ def _share_start(total: int, parts: int, index: int) -> int:
     return index * (total // parts) + min(index, total % parts)
 
 
-def take_number(folder: Path) -> int:
-    """The least number that no other process of this host has taken in this folder; it is this one's until it ends."""
+_held: list[int] = []  #: open files, by whose locks others see what this process has
+
+
+def take_part(folder: Path, num_parts: int) -> int:
+    """One of `num_parts`; it is this process's until that ends, or leaves its parts.
+
+    It is one that the fewest processes of this host have taken in this folder; among several the one whose newest
+    holder is the oldest, for in a rolling update that one will leave first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count():
-        file = os.open(folder / str(number), os.O_CREAT | os.O_RDWR, 0o600)  # stays open: so the lock stays
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-        else:
-            return number
+    decision = os.open(folder / "decision", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(decision, fcntl.LOCK_EX)
+        since = _holders(folder, num_parts)
+        part = min(range(num_parts), key=lambda index: (len(since[index]), max(since[index], default=0)))
+        for seat in itertools.count():
+            file = folder / f"{part}.{seat}"
+            if (taken := _lock(file)) is not None:
+                os.utime(file)
+                _held.append(taken)
+                return part
+    finally:
+        os.close(decision)
     raise AssertionError
+
+
+def leave_parts() -> None:
+    """Whoever takes a part from now on does not count this process, which is about to end."""
+    while _held:
+        os.close(_held.pop())
+
+
+def _holders(folder: Path, num_parts: int) -> list[list[int]]:
+    """For each part since when its living holders have it."""
+    since: list[list[int]] = [[] for _ in range(num_parts)]
+    for file in folder.glob("*.*"):
+        part = int(file.name.partition(".")[0])
+        if (free := _lock(file)) is not None:
+            os.close(free)
+        elif part < num_parts:
+            since[part].append(file.stat().st_mtime_ns)
+    return since
+
+
+def _lock(file: Path) -> int | None:
+    """The file, open and locked as long as it is open; None if another has it."""
+    opened = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        return None
+    return opened
 
 
 def read_host_cores(devices: Path = CPU_DEVICES, cgroup: Path = CGROUP) -> HostCores:

@@ -14,12 +14,17 @@ class HostShare:
     num_parts: int
 
 
-def host_share(config: MantaConfig, model: ModelConfig, number: int, num_hosts: int) -> HostShare:
-    """`number`: of the stage among those of its model on its host. More than an even spread gives share parts."""
+def num_places(model: ModelConfig, num_hosts: int) -> int:
+    """Stages of the model that one host has, when they are spread evenly; more than these share places."""
+    return -(-model.replicas * model.pipeline_parallel // max(1, num_hosts))
+
+
+def host_share(config: MantaConfig, model: ModelConfig, place: int, num_hosts: int) -> HostShare:
+    """`place`: which of the model's `num_places` a stage has on its host."""
     first = num_parts = 0
     for other in config.models:
         if other is model:
             first = num_parts
-        num_parts += -(-other.replicas * other.pipeline_parallel // max(1, num_hosts)) * other.tensor_parallel
-    first += model.tensor_parallel * number
-    return HostShare(tuple((first + index) % num_parts for index in range(model.tensor_parallel)), num_parts)
+        num_parts += num_places(other, num_hosts) * other.tensor_parallel
+    first += model.tensor_parallel * place
+    return HostShare(tuple(range(first, first + model.tensor_parallel)), num_parts)

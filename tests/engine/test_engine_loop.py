@@ -96,6 +96,10 @@ class Client:
     def read(self, request_id: str) -> list[int]:
         return [token for chunk in self.chunks if chunk.request_id == request_id for token in chunk.token_ids]
 
+    def errors(self) -> dict[str, str]:
+        """What the last chunk of each request says went wrong."""
+        return {chunk.request_id: chunk.error for chunk in self.chunks}
+
     def finishes(self) -> dict[str, FinishReason]:
         return {chunk.request_id: chunk.finish for chunk in self.chunks if chunk.finish is not None}
 
@@ -215,7 +219,7 @@ def test_a_failing_executor_answers_everybody_and_ends_the_engine(client: Client
     client.gate.set()
     client.wait_for(lambda: client.deaths != [])
     assert client.finishes() == {"running": FinishReason.MIGRATE, "waiting": FinishReason.MIGRATE}
-    assert all("RuntimeError: the rank is gone" in chunk.error for chunk in client.chunks)
+    assert client.errors() == {"running": "the engine has stopped: RuntimeError: the rank is gone", "waiting": ""}
     assert [death.why for death in client.deaths] == ["RuntimeError: the rank is gone"]
     with pytest.raises(EngineDead, match="the rank is gone"):
         client.loop.submit(generate("late", [1]))
@@ -260,7 +264,7 @@ def test_when_a_rank_is_lost_all_goes_on_elsewhere_and_the_engine_comes_back_emp
     client.gate.set()
     client.wait_for(lambda: len(client.finishes()) == 2)
     assert client.finishes() == {"running": FinishReason.MIGRATE, "waiting": FinishReason.MIGRATE}
-    assert all(chunk.error == str(lost) for chunk in client.chunks)
+    assert client.errors() == {"running": str(lost), "waiting": ""}
     assert client.rebuilds == [None] and not client.loop.progress().is_busy
     with pytest.raises(EngineAway, match="rank 1, step 7"):
         client.loop.submit(generate("early", [1]))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from parallel.cores import (
     read_cpu_quota,
     read_host_cores,
     share_cores,
-    take_number,
 )
 
 
@@ -126,27 +126,59 @@ def test_pinning_to_a_core_that_is_not_there_says_so() -> None:
 TAKER = """
 import sys
 from pathlib import Path
-from parallel.cores import take_number
-print(take_number(Path(sys.argv[1])), flush=True)
+from parallel.cores import leave_parts, take_part
+print(take_part(Path(sys.argv[1]), int(sys.argv[2])), flush=True)
+sys.stdin.readline()
+leave_parts()
+print("left", flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_number_is_of_one_process_until_it_ends(tmp_path: Path) -> None:
-    def taker() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", TAKER, str(tmp_path)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+class Taker:
+    """A process that takes a part, and leaves it when it is told to."""
 
-    def number(process: "subprocess.Popen[str]") -> int:
-        assert process.stdout is not None
-        return int(process.stdout.readline())
+    def __init__(self, folder: Path, num_parts: int = 2) -> None:
+        command = [sys.executable, "-c", TAKER, str(folder), str(num_parts)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None and self.process.stdin is not None
+        self.part = int(self.process.stdout.readline())
 
-    first, second = taker(), taker()
-    assert sorted([number(first), number(second)]) == [0, 1]
-    assert take_number(tmp_path) == 2
-    first.kill()
-    first.wait()
-    third = taker()
-    assert number(third) in (0, 1)
-    for process in (first, second, third):
-        process.communicate()
+    def leave(self) -> None:
+        assert self.process.stdout is not None and self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "left\n"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def takers() -> Iterator[list[Taker]]:
+    found: list[Taker] = []
+    yield found
+    for taker in found:
+        taker.end()
+
+
+def test_parts_stay_even_through_a_rolling_update(takers: list[Taker], tmp_path: Path) -> None:
+    def take() -> Taker:
+        takers.append(Taker(tmp_path))
+        return takers[-1]
+
+    old_a, old_b = take(), take()
+    assert (old_a.part, old_b.part) == (0, 1)
+    new_a = take()  # before the old one leaves
+    assert new_a.part == old_a.part
+    old_a.end()
+    new_b = take()
+    assert new_b.part == old_b.part
+
+
+def test_who_drains_is_not_counted(takers: list[Taker], tmp_path: Path) -> None:
+    takers += [Taker(tmp_path), Taker(tmp_path)]
+    takers[1].leave()
+    takers.append(Taker(tmp_path))
+    assert [taker.part for taker in takers] == [0, 1, 1]

@@ -1,7 +1,7 @@
 """A stage's part of its host, on one host and on several."""
 
 from cluster.config import MantaConfig, ModelConfig
-from cluster.replica.host_share import host_share
+from cluster.replica.host_share import host_share, num_places
 
 CONFIG = MantaConfig(
     models=(
@@ -30,9 +30,9 @@ def test_what_does_not_divide_leaves_room_for_the_fuller_host() -> None:
     assert host_share(CONFIG, SMALL, 1, 3).num_parts == 2 + 2
 
 
-def test_who_is_too_many_on_a_host_shares() -> None:
-    assert host_share(CONFIG, SMALL, 3, 4).parts == (0,) == host_share(CONFIG, SMALL, 0, 4).parts
-    assert host_share(CONFIG, SMALL, 1, 4).parts == (1,)
+def test_a_model_has_as_many_places_as_an_even_spread_needs() -> None:
+    assert [num_places(SMALL, num_hosts) for num_hosts in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 2, 1, 1]
+    assert num_places(STAGES.models[0], 1) == 4
 
 
 def test_the_stages_of_all_replicas_are_dealt_out() -> None:
