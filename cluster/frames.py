@@ -112,6 +112,7 @@ class Keep(Frame, frozen=True, tag="keep"):
     ttl_s: float  #: counts from `Release`, or from the loss of the gateway
     call: bytes  #: what was asked; only gateways read it
     journal: list[bytes] = []  #: what was emitted so far, oldest first; only gateways read it
+    model: str = ""  #: that runs it
 
 
 class Journal(Frame, frozen=True, tag="journal"):
@@ -133,6 +134,7 @@ class Fetch(Frame, frozen=True, tag="fetch"):
     ticket: int
     stream: str
     tenant: str
+    models: list[str] | None = None  #: it must be of one of these; None: of any
 
 
 class Figures(Frame, frozen=True, tag="figures"):

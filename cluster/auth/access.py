@@ -16,8 +16,12 @@ class Access(StrEnum):
 
 
 def require(access: Access, principal: Principal) -> None:
-    """Forbidden for who has said who he is, and may not."""
-    if principal.is_admin or access not in (Access.METRICS, Access.ADMIN):
+    """Forbidden for who has said who he is, and may not. Who reads metrics and may use no model is no user."""
+    if principal.is_admin or access is Access.OPEN:
+        return
+    if access is Access.USER:
+        if principal.reads_metrics and principal.models is not None and not principal.models:
+            raise Forbidden("This credential reads the metrics and is good for nothing else.")
         return
     if access is Access.ADMIN:
         raise Forbidden("This needs the scope `manta:admin`, or an API key made with --admin.")

@@ -69,7 +69,8 @@ class Generating:
                 await send_json(send, 200, msgspec.json.encode(answer), call.record.headers)
             elif self._is_to_be_kept(scope, raw):
                 kept = encode_kept(KeptCall(self._path, raw, call.origin))
-                await self._send(send, call, self._serving.copies.begin(call.id, caller.principal.tenant, kept))
+                tenant, model = caller.principal.tenant, call.context.model
+                await self._send(send, call, self._serving.copies.begin(call.id, tenant, model, kept))
             else:
                 await self._send_events(send, call, self._endpoint.events(call))
 
@@ -78,8 +79,8 @@ class Generating:
         call = self._endpoint.restore(decode_body(kept.body, self._decoder), kept.origin, asked.caller)
         most = [choice.request.sampling.max_tokens for choice in call.choices]
         position = Position.read(asked.last_event_id, call.id, most)
-        copies = self._serving.copies
-        copy = copies.begin(call.id, asked.caller.principal.tenant, encode_kept(kept), asked.epoch, asked.journal)
+        tenant, model = asked.caller.principal.tenant, call.context.model
+        copy = self._serving.copies.begin(call.id, tenant, model, encode_kept(kept), asked.epoch, asked.journal)
         await self._send(send, call, copy, Past(call, asked.journal, position, asked.epoch))
 
     def _is_to_be_kept(self, scope: Scope, raw: bytes) -> bool:
@@ -119,7 +120,8 @@ class Resuming:
         if last_event_id is not None:
             check_event_id(last_event_id, stream)
         async with while_client_stays(receive):
-            stored = await self._serving.copies.fetch(stream, caller.principal.tenant)
+            models = [model.name for model in self._serving.models_of(caller.principal)]
+            stored = await self._serving.copies.fetch(stream, caller.principal.tenant, models)
             if stored is None:
                 raise StreamNotFound("There is no such stream to resume: its time may be over. Send the request again.")
             kept = decode_call(stored.call)

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from cluster.auth.access import Access, require
 from cluster.calls.record import Caller
 from cluster.errors import ApiError
 from cluster.gateway.http_errors import answerable
@@ -59,8 +60,10 @@ class GrpcWay:
         """Who calls now: a credential may have been revoked since the stream was opened."""
         given = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         headers = [(key.encode(), value.encode()) for key, value in given.items()]
+        principal = await self._identify({"type": "http", "path": way, "headers": headers})
+        require(Access.USER, principal)
         return Caller(
-            principal=await self._identify({"type": "http", "path": way, "headers": headers}),
+            principal=principal,
             way=way,
             request_id=request_id,
             traceparent=given.get("traceparent", ""),

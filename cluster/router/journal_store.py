@@ -93,7 +93,7 @@ class JournalStore:
         """Hand a stream over to `gateway`. Whose it is not, and what is not kept, look the same."""
         kept = self._find(fetch.stream)
         expired = kept is not None and kept.gateway is None and kept.expires_at <= now
-        if kept is None or expired or kept.keep.tenant != fetch.tenant:
+        if kept is None or expired or not _may_fetch(fetch, kept.keep):
             return [(gateway, Stored(fetch.ticket))]
         outbox: Outbox = []
         if kept.gateway is not None:
@@ -127,3 +127,7 @@ class JournalStore:
     def _make_room(self) -> None:
         while self.num_bytes > self._max_bytes and len(self):
             self._drop(next(iter(self._released or self._running)))
+
+
+def _may_fetch(fetch: Fetch, keep: Keep) -> bool:
+    return keep.tenant == fetch.tenant and (fetch.models is None or keep.model in fetch.models)

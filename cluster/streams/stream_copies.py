@@ -61,9 +61,12 @@ class StreamCopies:
         """Streams with a copy that this gateway runs."""
         return len(self._copies)
 
-    def begin(self, stream: str, tenant: str, call: bytes, epoch: int = 0, journal: Sequence[bytes] = ()) -> Copy:
+    def begin(
+        self, stream: str, tenant: str, model: str, call: bytes, epoch: int = 0, journal: Sequence[bytes] = ()
+    ) -> Copy:
         """Have a stream kept from now on."""
-        copy = self._copies[stream] = Copy(self, Keep(stream, epoch, tenant, self._ttl_s, call, list(journal)))
+        keep = Keep(stream, epoch, tenant, self._ttl_s, call, list(journal), model)
+        copy = self._copies[stream] = Copy(self, keep)
         self._place(copy)
         return copy
 
@@ -77,13 +80,15 @@ class StreamCopies:
             if link is not None:
                 link.send(Journal(entries))
 
-    async def fetch(self, stream: str, tenant: str) -> Stored | None:
-        """Take a stream over from whoever runs it, as complete as any shard has it; None if no shard has it.
+    async def fetch(self, stream: str, tenant: str, models: list[str]) -> Stored | None:
+        """Take the tenant's stream of one of these models over from whoever runs it, as complete as any shard has it.
+
+        None, and it stays where it is, if no shard has such a one.
 
         From then on this gateway does not run it either. StreamsUnavailable if one may have it that does not answer.
         """
         shards = self._alive()
-        found, num_answers = await self._ask(shards, stream, tenant) if shards else ([], 0)
+        found, num_answers = await self._ask(shards, stream, tenant, models) if shards else ([], 0)
         if not found and num_answers < self._num_shards:
             raise StreamsUnavailable("Not all copies of streams can be reached just now; try again.", None, 1.0)
         stored = max(found, key=lambda stored: (stored.epoch, len(stored.journal)), default=None)
@@ -94,7 +99,7 @@ class StreamCopies:
             await self._ending[stream].ended.wait()
         return stored
 
-    async def _ask(self, shards: set[int], stream: str, tenant: str) -> tuple[list[Stored], int]:
+    async def _ask(self, shards: set[int], stream: str, tenant: str, models: list[str]) -> tuple[list[Stored], int]:
         """What was found, and how many shards have answered."""
         self.flush()
         self._num_fetches += 1
@@ -102,7 +107,7 @@ class StreamCopies:
         fetch = self._fetches[ticket] = Inquiry(shards)
         try:
             for shard in shards:
-                self._links[shard].send(Fetch(ticket, stream, tenant))
+                self._links[shard].send(Fetch(ticket, stream, tenant, models))
             await fetch.wait()
         finally:
             del self._fetches[ticket]
@@ -189,7 +194,7 @@ class StreamCopies:
         keep = copy.keep
         copy.shard = choose_shard(keep.stream.encode(), (self._alive() - self._beside) or self._alive())
         if copy.shard is not None:
-            whole = Keep(keep.stream, keep.epoch, keep.tenant, keep.ttl_s, keep.call, copy.journal)
+            whole = Keep(keep.stream, keep.epoch, keep.tenant, keep.ttl_s, keep.call, copy.journal, keep.model)
             self._links[copy.shard].send(whole)
 
     def _flush_soon(self) -> None:

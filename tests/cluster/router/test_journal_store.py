@@ -7,7 +7,7 @@ TTL_S = 60.0
 
 
 def keep(stream: str = "s", epoch: int = 0, tenant: str = "t", call: bytes = b"call") -> Keep:
-    return Keep(stream, epoch, tenant, TTL_S, call, [])
+    return Keep(stream, epoch, tenant, TTL_S, call, [], "m")
 
 
 def fetch(store: JournalStore, stream: str = "s", tenant: str = "t", now: float = 0.0) -> Stored:
@@ -32,6 +32,18 @@ def test_other_tenants_get_what_is_said_of_unknown_streams() -> None:
     assert fetch(store, "unknown") == Stored(7)
     store.on_journal(Journal([("s", 0, b"still running")]))
     assert fetch(store).journal == [b"still running"]
+
+
+def test_who_may_not_use_the_model_takes_the_stream_from_nobody() -> None:
+    store = JournalStore(1 << 20)
+    store.on_keep("g", keep())
+    for models in ([], ["another"]):
+        assert store.on_fetch("asker", Fetch(7, "s", "t", models), 0.0) == [("asker", Stored(7))]
+    store.on_journal(Journal([("s", 0, b"still running")]))
+    assert store.on_fetch("asker", Fetch(7, "s", "t", ["another", "m"]), 0.0) == [
+        ("g", Taken("s", 0)),
+        ("asker", Stored(7, 1, b"call", [b"still running"])),
+    ]
 
 
 def test_time_counts_from_the_end_or_the_loss() -> None:
