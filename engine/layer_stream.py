@@ -8,7 +8,7 @@ import logging
 import mmap
 import os
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ class FileStore:
 class LayerStream:
     """Has layers 0, 1, ... in `slots[layer % len(slots)]` in turn, over and over. The forward pass calls it.
 
-    A pass that is broken off is the last one, as with any executor.
+    After a pass that was broken off the next one begins with layer 0, as every pass does.
     """
 
     def __init__(self, store: LayerStore, slots: list[torch.Tensor]) -> None:
@@ -119,20 +119,35 @@ class LayerStream:
         self._coming: dict[int, Future[None]] = {}
         self._is_free = [True] * len(slots)
         self._last_use: list[torch.cuda.Event | None] = [None] * len(slots)  # what a GPU still computes there
+        self._turn, self._is_inside = 0, False
         self._next = 0
         self._fetch()
 
     def enter(self, layer: int) -> None:
         """Return once the layer's weights are there. Raises what reading them raised."""
+        if self._is_inside or layer != self._turn:
+            self._restart()
+        self._is_inside = True
         self._coming.pop(layer).result()
 
     def leave(self, layer: int) -> None:
         """The layer has computed, or, on a GPU, has been told to."""
-        slot = layer % len(self._slots)
+        self._turn, self._is_inside = (layer + 1) % self._store.num_layers, False
+        self._free(layer % len(self._slots))
+        self._fetch()
+
+    def _restart(self) -> None:
+        wait(self._coming.values())
+        self._coming.clear()
+        for slot in range(len(self._slots)):
+            self._free(slot)
+        self._next = 0
+        self._fetch()
+
+    def _free(self, slot: int) -> None:
         if self._slots[slot].device.type == "cuda":
             self._last_use[slot] = torch.cuda.current_stream(self._slots[slot].device).record_event()
         self._is_free[slot] = True
-        self._fetch()
 
     def _fetch(self) -> None:
         while self._is_free[slot := self._next % len(self._slots)]:

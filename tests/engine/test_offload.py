@@ -91,6 +91,22 @@ def test_each_layer_is_there_in_its_turn(kind: Any, num_layers: int, tmp_path: P
             stream.leave(layer)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 5])
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_pass_after_one_that_was_broken_off(num_layers: int, is_inside: bool, tmp_path: Path) -> None:
+    """In or behind any of its layers."""
+    stream, slots = stream_of(FileStore, num_layers, tmp_path)
+    for last in range(num_layers):
+        for layer in range(last + 1):
+            stream.enter(layer)
+            if layer < last or not is_inside:
+                stream.leave(layer)
+        for layer in range(num_layers):
+            stream.enter(layer)
+            assert set(slots[layer % len(slots)][: 4096 * (1 + layer % 2)].tolist()) == {layer + 1}
+            stream.leave(layer)
+
+
 def test_what_reading_raises_is_raised_where_the_layer_is_needed(tmp_path: Path) -> None:
     stream, _ = stream_of(FileStore, 5, tmp_path, cut_short=True)
     stream.enter(0)

@@ -4,8 +4,10 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from engine.config import Offload
 from engine.core import EngineCore
 from engine.errors import RankLost
 from engine.startup import start_engine, start_engine_of_ranks
@@ -31,19 +33,23 @@ def step_to_the_end(core: EngineCore) -> dict[str, list[int]]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("layout", "blows"),
+    ("layout", "blows", "offload"),
     [
-        (RankLayout(2, 1), [(0, signal.SIGKILL), (1, signal.SIGSTOP)]),
-        (RankLayout(1, 2), [(0, signal.SIGKILL), (1, signal.SIGKILL)]),
+        (RankLayout(2, 1), [(0, signal.SIGKILL), (1, signal.SIGSTOP)], Offload.NVME),
+        (RankLayout(1, 2), [(0, signal.SIGKILL), (1, signal.SIGKILL)], Offload.NONE),
     ],
     ids=str,
 )
 def test_a_lost_rank_is_named_and_replaced_and_the_tokens_are_the_same(
-    layout: RankLayout, blows: list[tuple[int, signal.Signals]], tmp_path: Path
+    layout: RankLayout, blows: list[tuple[int, signal.Signals]], offload: Offload, tmp_path: Path
 ) -> None:
-    folder = save_tiny_model("llama", tmp_path)
+    """Also with streamed layers, where the survivor is inside of one when its group is lost."""
+    folder = save_tiny_model("llama", tmp_path, num_hidden_layers=5)
     expected = answers(start_engine(str(folder), CONFIG)[0], ASKED)
-    core, info = start_engine_of_ranks(str(folder), CONFIG, layout, rank_timeout_s=PATIENCE_S, num_spares=1)
+    config = msgspec.structs.replace(
+        CONFIG, offload=offload, offload_dir=str(tmp_path) if offload is Offload.NVME else ""
+    )
+    core, info = start_engine_of_ranks(str(folder), config, layout, rank_timeout_s=PATIENCE_S, num_spares=1)
     pids = [list(info.rank_pids)]
     try:
         assert core.rebuilder is not None and core.progress.patience_s > 0
