@@ -4,6 +4,7 @@ There a Ray actor starts them by the same `HostSpawner` that the driver uses. It
 """
 
 import asyncio
+import logging
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from engine.rank_spawn import LOOPBACK, HostProcess, HostSpawner, RankProcess, S
 from parallel.cores import read_host_cores, share_cores, take_part
 from parallel.worker_group import Worker, WorkerGroup, WorkerLost
 
+logger = logging.getLogger("manta.stage_host")
 _POLL_S = 0.05
 _CLOSE_S, _FORCE_S = 10.0, 2.0  #: so long an actor has to end its ranks before it is killed, and they with it
 
@@ -65,7 +67,10 @@ class StageHost:
 
     def keep_spares(self, count: int) -> None:
         """See `RankSpawner`."""
-        self._spawner.keep_spares(count)
+        try:
+            self._spawner.keep_spares(count)
+        except OSError as error:
+            logger.error("no spare process could be started: %s", error)
 
     async def wait(self, pid: int) -> int:
         """Its exit code, when it has ended."""

@@ -30,7 +30,7 @@ class RankRebuild:
         self._num_spares = num_spares
         self._rule = RebuildRule(start_s)
         self._generation = 0
-        starter.keep_spares(num_spares)
+        self._keep_spares()
 
     def look(self) -> None:
         """See `Rebuilder`."""
@@ -47,12 +47,19 @@ class RankRebuild:
         self._meet_again(replaced, whole_by=began + self._rule.bound_s)
         self._warm_up(replaced)
         self._group.be_whole()
-        self._starter.keep_spares(self._num_spares)
+        self._keep_spares()
         self._info = msgspec.structs.replace(
             self._info, rank_pids=tuple(self._group.pids), num_rebuilds=self._info.num_rebuilds + 1
         )
         log.warning("replaced rank %s in %.1f s", ", ".join(map(str, replaced)), time.monotonic() - began)
         return self._info
+
+    def _keep_spares(self) -> None:
+        """Or have none for the next loss: the replica is whole without."""
+        try:
+            self._starter.keep_spares(self._num_spares)
+        except OSError as error:
+            log.error("no spare process could be started, so the next loss takes longer to mend: %s", error)
 
     def _meet_again(self, replaced: list[int], whole_by: float) -> None:
         group, starter, layout = self._group, self._starter, self._starter.layout

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +94,8 @@ class HostProcess:
 
     def dismiss(self) -> None:
         """End its input, at which it leaves."""
-        if self._process.stdin is not None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # what it never read, because it has ended
             self._process.stdin.close()
 
     def end(self, patience_s: float) -> None:
@@ -126,19 +128,20 @@ class HostSpawner:
 
     def start(self, stage: int, start: RankStart) -> HostProcess:
         """See `RankSpawner`."""
-        self._drop_dead_spares()
-        process = self._spares.pop(0) if self._spares else self._launch()
+        while self._spares:
+            spare = self._spares.pop(0)
+            with suppress(OSError):  # it has ended: the next one
+                spare.begin(start)
+                return spare
+        process = self._launch()
         process.begin(start)
         return process
 
     def keep_spares(self, count: int) -> None:
         """See `RankSpawner`."""
-        self._drop_dead_spares()
+        self._spares = [spare for spare in self._spares if spare.exit_code() is None]
         while len(self._spares) < count:
             self._spares.append(self._launch(SPARE))
-
-    def _drop_dead_spares(self) -> None:
-        self._spares = [spare for spare in self._spares if spare.exit_code() is None]
 
     def _launch(self, *options: str) -> HostProcess:
         process = self._guard.submit(_launch, *options).result()

@@ -1,5 +1,6 @@
 """Real rank processes: they say what one says, also after each of them was killed or frozen and replaced."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from engine.config import Offload
 from engine.core import EngineCore
 from engine.errors import RankLost
+from engine.rank_rebuild import RankRebuild
 from engine.startup import start_engine, start_engine_of_ranks
 from parallel.layout import RankLayout
 from tests.engine.test_rank_group import gone
@@ -43,7 +45,7 @@ def step_to_the_end(core: EngineCore) -> dict[str, list[int]]:
 def test_a_lost_rank_is_named_and_replaced_and_the_tokens_are_the_same(
     layout: RankLayout, blows: list[tuple[int, signal.Signals]], offload: Offload, tmp_path: Path
 ) -> None:
-    """Also with streamed layers, where the survivor is inside of one when its group is lost."""
+    """Also with streamed layers."""
     folder = save_tiny_model("llama", tmp_path, num_hidden_layers=5)
     expected = answers(start_engine(str(folder), CONFIG)[0], ASKED)
     config = msgspec.structs.replace(
@@ -69,3 +71,16 @@ def test_a_lost_rank_is_named_and_replaced_and_the_tokens_are_the_same(
     finally:
         core.executor.close()
     assert gone([pid for each in pids for pid in each])
+
+
+class NoSpares:
+    """A `RankStarter` on a host that has no room for another process."""
+
+    def keep_spares(self, count: int) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_a_replica_for_which_no_spare_can_be_started_is_whole_without(caplog: pytest.LogCaptureFixture) -> None:
+    rebuild = RankRebuild(None, NoSpares(), None, num_spares=1, start_s=1.0)  # type: ignore[arg-type]
+    assert rebuild.may_begin(0.0)
+    assert "no spare process could be started" in caplog.text and "Resource temporarily" in caplog.text
