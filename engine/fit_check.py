@@ -40,13 +40,16 @@ class Fit:
     dtype: str
     weights: list[int]
     caches: list[int]
+    offloaded: list[int]  #: to its host's memory
     remedy: str  #: where the weights alone are too much
     key: str
     value: object
     tokens: int
 
-    def check(self, rooms: Sequence[Room]) -> None:
+    def check(self, rooms: Sequence[Room], hosts: Sequence[Room]) -> None:
         """Raise `ConfigError` where ranks cannot hold their weights and the least cache asked for.
+
+        `rooms` are where they compute, `hosts` the memories of their hosts.
 
         What computing takes beside is not counted, and other replicas only by what they hold already: so nothing that
         would run is refused.
@@ -57,6 +60,10 @@ class Fit:
                 raise ConfigError(_CACHE_KEY, None, f"ranks share a GPU, and each would take its free memory: {remedy}")
             if sum(self.weights[rank] + self.caches[rank] for rank in room.ranks) > room.free_bytes:
                 raise self._refusal(room)
+        for host in hosts:
+            if (needed := sum(self.offloaded[rank] for rank in host.ranks)) > host.free_bytes:
+                numbers = f"the layers take {size_text(needed)}, and {host.where} has {size_text(host.free_bytes)} free"
+                raise ConfigError("engine.offload", "cpu", f"{numbers}: use nvme, or free memory")
 
     def _refusal(self, room: Room) -> ConfigError:
         weights, caches = ([held[rank] for rank in room.ranks] for held in (self.weights, self.caches))
@@ -79,8 +86,9 @@ class Fit:
 def check_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, device: torch.device) -> None:
     """`Fit.check` for ranks that are all in this host's memory, or on this device. Raises `ConfigError`."""
     where = "this host" if device.type == "cpu" else str(device)
-    room = Room(where, free_memory(device), range(layout.world_size))
-    measure_fit(checkpoint, config, layout, device).check([room])
+    ranks = range(layout.world_size)
+    room, host = Room(where, free_memory(device), ranks), Room("this host", free_memory(torch.device("cpu")), ranks)
+    measure_fit(checkpoint, config, layout, device).check([room], [host])
 
 
 def measure_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout, device: torch.device) -> Fit:
@@ -93,13 +101,13 @@ def measure_fit(checkpoint: Checkpoint, config: EngineConfig, layout: RankLayout
     key, value, tokens = _least_cache(config)
     stays = _what_stays(checkpoint, model.dtype, device, config.offload)
     stages = [stage for stage in model.stages(size, count) for _ in range(size)]
-    if config.offload is Offload.CPU:
-        _check_host(stages, device)
+    if config.offload is Offload.CPU and device.type == "cpu":
+        raise ConfigError("engine.offload", "cpu", "the device is the CPU, whose memory this would be: nvme or none")
+    offloaded = [_in_layers(stage) if config.offload is Offload.CPU else 0 for stage in stages]
     weights = [stays(stage) for stage in stages]
     caches = [tokens * stage.kv_bytes for stage in stages]
-    return Fit(
-        checkpoint.name, layout, model.dtype, weights, caches, _remedy(config.offload, device), key, value, tokens
-    )
+    remedy = _remedy(config.offload, device)
+    return Fit(checkpoint.name, layout, model.dtype, weights, caches, offloaded, remedy, key, value, tokens)
 
 
 def _what_stays(
@@ -135,16 +143,6 @@ def _remedy(offload: Offload, device: torch.device) -> str:
     return (
         f"{remedies}, or have its layers streamed: engine.offload {'nvme' if device.type == 'cpu' else 'cpu or nvme'}"
     )
-
-
-def _check_host(stages: list[StageSize], device: torch.device) -> None:
-    """The host of the ranks must hold their layers; all ranks are on one."""
-    if device.type == "cpu":
-        raise ConfigError("engine.offload", "cpu", "the device is the CPU, whose memory this would be: nvme or none")
-    needed, free = sum(_in_layers(stage) for stage in stages), free_memory(torch.device("cpu"))
-    if needed > free:
-        numbers = f"the layers take {size_text(needed)}, and the host has {size_text(free)} free"
-        raise ConfigError("engine.offload", "cpu", f"{numbers}: use nvme, or free memory")
 
 
 def refused_layout(error: LayoutError, layout: RankLayout) -> ConfigError:

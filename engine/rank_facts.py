@@ -38,6 +38,7 @@ def read_facts(start: RankStart, checkpoint: Checkpoint, device: torch.device, k
         weights=checkpoint.weights_revision,
         num_threads=start.num_threads,
         free_bytes=free_memory(device),
+        host_free_bytes=free_memory(torch.device("cpu")),
     )
 
 

@@ -32,17 +32,24 @@ def hear_facts(group: RankGroup, layout: RankLayout) -> list[RankFacts]:
 
 
 def rooms_of(facts: Sequence[RankFacts]) -> list[Room]:
-    """The memories that the ranks are in: a host's, or a GPU's each."""
-    ranks: dict[str, list[int]] = {}
-    for rank, fact in enumerate(facts):
-        ranks.setdefault(fact.device_id or fact.host, []).append(rank)
-    return [_room_of(facts, members) for members in ranks.values()]
+    """The memories that the ranks compute in: a host's, or a GPU's each."""
+    rooms = [room for room in hosts_of(facts) if not facts[room.ranks[0]].device_id]
+    for device_id in dict.fromkeys(fact.device_id for fact in facts if fact.device_id):
+        ranks = [rank for rank, fact in enumerate(facts) if fact.device_id == device_id]
+        first = facts[ranks[0]]
+        where = f"{first.device_name} of rank {ranks[0]} on {first.host}"
+        rooms.append(Room(where, min(facts[rank].free_bytes for rank in ranks), ranks, is_gpu=True))
+    return rooms
 
 
-def _room_of(facts: Sequence[RankFacts], members: list[int]) -> Room:
-    first = facts[members[0]]
-    where = f"{first.device_name} of rank {members[0]} on {first.host}" if first.device_id else f"host {first.host}"
-    return Room(where, min(facts[rank].free_bytes for rank in members), members, bool(first.device_id))
+def hosts_of(facts: Sequence[RankFacts]) -> list[Room]:
+    """The memories of their hosts, which may have one name."""
+    rooms = []
+    for domain in dict.fromkeys(fact.memory_domain for fact in facts):
+        ranks = [rank for rank, fact in enumerate(facts) if fact.memory_domain == domain]
+        free_bytes = min(facts[rank].host_free_bytes for rank in ranks)
+        rooms.append(Room(f"host {facts[ranks[0]].host}", free_bytes, ranks))
+    return rooms
 
 
 def preflight(

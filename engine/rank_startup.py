@@ -14,7 +14,7 @@ from engine.kv_cache import fit_model_len
 from engine.phases import Phases
 from engine.rank_frames import Allocate, Load, Loaded, RankStart, Ready
 from engine.rank_group import RankGroup, RankListener, RankPeer
-from engine.rank_preflight import hear_all, hear_facts, preflight, rooms_of
+from engine.rank_preflight import hear_all, hear_facts, hosts_of, preflight, rooms_of
 from engine.rank_spawn import RankProcess, RankSpawner
 from parallel.layout import LayoutError, RankLayout
 from parallel.preflight import Preflight
@@ -157,7 +157,7 @@ def _check_ranks(
         starter = RankStarter(checkpoint, config, layout, spawner, timeout_s)
         group = RankGroup(*starter.start(range(layout.world_size)), starter, timeout_s)
         facts = hear_facts(group, layout)
-    fit.check(rooms_of(facts))
+    fit.check(rooms_of(facts), hosts_of(facts))
     with phases.phase("preflight"):
         found = preflight(group, layout, facts, checkpoint.weights_revision, is_rehearsal=is_rehearsal)
     return starter, group, found

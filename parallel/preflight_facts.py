@@ -50,6 +50,7 @@ class RankFacts(msgspec.Struct, frozen=True, kw_only=True):
     weights: str  #: revision of the checkpoint it has
     num_threads: int
     free_bytes: int  #: on its device; on a CPU of its host
+    host_free_bytes: int  #: for all ranks of its `memory_domain`
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -13,8 +14,10 @@ from engine.errors import ConfigError
 from engine.fit_check import Room, check_fit, measure_fit
 from engine.kernels.library import load_kernels
 from engine.kv_cache import free_memory
+from engine.rank_preflight import hosts_of, rooms_of
 from parallel.layout import RankLayout
 from tests.engine.tiny_models import save_tiny_model
+from tests.parallel.test_preflight import alike, but
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -91,8 +94,8 @@ def test_layers_in_the_memory_of_the_host_are_for_another_device(
 ) -> None:
     with pytest.raises(ConfigError, match=r"engine\.offload = 'cpu': the device is the CPU"):
         check(checkpoint, offload=Offload.CPU)
-    monkeypatch.setattr(fit_check, "free_memory", lambda _: 3 * MIB)
-    with pytest.raises(ConfigError, match=r"layers take 4\.\d MiB, and the host has 3\.0 MiB free: use nvme"):
+    monkeypatch.setattr(fit_check, "free_memory", lambda device: (3 if device.type == "cpu" else 8) * MIB)
+    with pytest.raises(ConfigError, match=r"layers take 4\.\d MiB, and this host has 3\.0 MiB free: use nvme"):
         check_fit(
             checkpoint,
             EngineConfig(dtype=DType.FLOAT16, offload=Offload.CPU),
@@ -132,13 +135,31 @@ def test_cached_files_of_a_container_are_free_memory(tmp_path: Path, monkeypatch
 
 def test_ranks_that_share_a_gpu_need_a_cache_of_a_given_size(checkpoint: Checkpoint) -> None:
     layout, rooms = RankLayout(2, 1), [Room("a GPU", 1 << 40, (0, 1), is_gpu=True)]
-    measure_fit(checkpoint, EngineConfig(kv_cache_tokens=512), layout, CPU).check(rooms)
+    measure_fit(checkpoint, EngineConfig(kv_cache_tokens=512), layout, CPU).check(rooms, [])
     with pytest.raises(ConfigError, match=r"engine\.kv_cache_tokens = None: ranks share a GPU"):
-        measure_fit(checkpoint, EngineConfig(max_model_len=64), layout, CPU).check(rooms)
+        measure_fit(checkpoint, EngineConfig(max_model_len=64), layout, CPU).check(rooms, [])
 
 
 def test_each_memory_is_checked_for_its_own_ranks(checkpoint: Checkpoint) -> None:
     fit = measure_fit(checkpoint, EngineConfig(dtype=DType.FLOAT16), RankLayout(1, 2), CPU)
-    fit.check([Room("node-a", 8 * MIB, (0,)), Room("node-b", 8 * MIB, (1,))])
+    fit.check([Room("node-a", 8 * MIB, (0,)), Room("node-b", 8 * MIB, (1,))], [])
     with pytest.raises(ConfigError, match=r"node-b has 1\.0 MiB free"):
-        fit.check([Room("node-a", 8 * MIB, (0,)), Room("node-b", 1 * MIB, (1,))])
+        fit.check([Room("node-a", 8 * MIB, (0,)), Room("node-b", 1 * MIB, (1,))], [])
+
+
+def test_the_layers_of_each_host_are_in_its_memory(checkpoint: Checkpoint) -> None:
+    """2 MiB each, on two hosts with room for 3, of whose GPUs each has plenty; not on one."""
+    config = EngineConfig(dtype=DType.FLOAT16, offload=Offload.CPU)
+    fit = measure_fit(checkpoint, config, RankLayout(1, 2), torch.device("cuda", 0))
+    gpus = but(alike(2, device="cuda", host_free_bytes=3 * MIB), 0, device_id="GPU-0", memory_domain="two")
+    gpus = but(gpus, 1, device_id="GPU-1")
+    fit.check(rooms_of(gpus), hosts_of(gpus))
+    one = [msgspec.structs.replace(gpu, memory_domain="one") for gpu in gpus]
+    with pytest.raises(ConfigError, match=r"layers take 4\.\d MiB, and host node0 has 3\.0 MiB free: use nvme"):
+        fit.check(rooms_of(one), hosts_of(one))
+
+
+def test_hosts_of_one_name_have_a_memory_each() -> None:
+    ranks = [msgspec.structs.replace(rank, host="localhost") for rank in alike(3)]
+    rooms = rooms_of(but(ranks, 1, memory_domain="two"))
+    assert [list(room.ranks) for room in rooms] == [[0, 2], [1]]

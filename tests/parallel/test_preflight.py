@@ -27,6 +27,7 @@ FACTS = RankFacts(
     weights="ad2f",
     num_threads=2,
     free_bytes=20 * GIB,
+    host_free_bytes=20 * GIB,
 )
 GRIDS = [RankLayout(2, 1), RankLayout(1, 2), RankLayout(4, 1), RankLayout(2, 2), RankLayout(2, 4)]
 
