@@ -29,12 +29,14 @@ from deployments.take_leave import drain_gateway
 
 CLOSE_S = 5.0
 
+ACQUAINT_S = 3.0  #: so long a gateway waits for word of its models' replicas; at the first start there are none
+
 
 class Gateway:
     """Connected to the shards from the start; answers once its doors are open."""
 
     def __init__(self, config: MantaConfig, name: str, shards: Shards, models: Mapping[str, ServedModel]) -> None:
-        self._config = config
+        self._config, self._models = config, tuple(models)
         self._dispatcher = Dispatcher(name)
         copies = StreamCopies(config.gateway.resume_s, shards.count)
         self._metrics = GatewayMetrics(self._dispatcher)
@@ -64,8 +66,18 @@ class Gateway:
         self._metrics.read_from(declared.KEY_FETCHES, lambda: authenticate.key_fetches)
         return bearer(authenticate)
 
+    async def _acquaint(self) -> None:
+        """Learn which replicas there are: one gateway among others would else refuse what they answer."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ACQUAINT_S
+        while loop.time() < until:
+            if all(self._dispatcher.model_info(name) is not None for name in self._models):
+                return
+            await asyncio.sleep(ACQUAINT_S / 100)
+
     async def open(self, with_http: bool) -> None:
         """Listen. `with_http`: nobody else takes HTTP connections for it."""
+        await self._acquaint()
         gateway = self._config.gateway
         if with_http:
             self._http = HttpDoor(self.app, gateway.host, gateway.port)
