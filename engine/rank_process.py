@@ -259,7 +259,7 @@ class _Rank:
             try:
                 self._beat()
             except OSError:
-                return  # the driver is gone
+                os._exit(0)  # the driver is gone: nothing else ends the wait for a stage that has not heard of it
 
     def _beat(self) -> None:
         place, is_idle, groups, runner = self._place, not self._computing.is_set(), self._groups, self._runner

@@ -45,6 +45,10 @@ class StagedGroup:
         self._inner.receive(host, peer)
         tensor.copy_(host)
 
+    def wait_without_end(self) -> None:
+        """See `PointToPoint`."""
+        self._inner.wait_without_end()
+
     def abort(self) -> None:
         """See `PointToPoint`."""
         self._inner.abort()

@@ -3,11 +3,13 @@
 Over gloo between CPUs, over NCCL between GPUs; what else there is for one host comes in from outside.
 
 Groups are objects of their own, without torch.distributed's global default group, so that a rank can be in several
-generations one after the other and several ranks can be threads of one process. Every wait has an end: the timeout.
+generations one after the other and several ranks can be threads of one process. Every wait has an end: the timeout, or,
+in a pipe, that of the other rank or of the driver.
 """
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,6 +27,8 @@ from parallel.tensor_group import PointToPoint, Sending, TensorGroup
 _CPU = torch.device("cpu")
 #: torch's watchdog of NCCL may be held up by the loading of a model for so long.
 _LEAST_HEARTBEAT_S = 120
+#: The longest wait for a neighbouring stage, whose honest step may take any time.
+_NO_END = timedelta(days=30)
 
 
 STORE_CONNECT_S = 30.0
@@ -86,18 +90,21 @@ class TorchGroup:
         self._progress = progress
         self.rank, self.size = group.rank(), group.size()
         self._sum = AllreduceOptions()
+        self._limit: tuple[timedelta, ...] = ()  # of a wait; none: the group's own
         self._sum.asyncOp = False  # on the stream that computes, without a detour over NCCL's own
 
     def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
         """See `TensorGroup`."""
         part = part.contiguous()
-        self.wait("all_reduce", self._group.allreduce([part], self._sum))
+        with self.begin("all_reduce"):
+            self._group.allreduce([part], self._sum).wait()
         return part
 
     def all_gather(self, part: torch.Tensor) -> list[torch.Tensor]:
         """See `TensorGroup`."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        self.wait("all_gather", self._group.allgather([parts], [part.contiguous()]))
+        with self.begin("all_gather"):
+            self._group.allgather([parts], [part.contiguous()]).wait()
         return parts
 
     def gather(self, part: torch.Tensor) -> list[torch.Tensor] | None:
@@ -106,17 +113,28 @@ class TorchGroup:
         options.rootRank = 0
         part = part.contiguous()
         parts = [torch.empty_like(part) for _ in range(self.size)] if self.rank == 0 else None
-        self.wait("gather", self._group.gather([parts] if parts else [], [part], options))
+        with self.begin("gather"):
+            self._group.gather([parts] if parts else [], [part], options).wait()
         return parts
 
     def send(self, tensor: torch.Tensor, peer: int) -> Sending:
         """See `PointToPoint`."""
         tensor = tensor.contiguous()
-        return _Sending(self, f"send to part {peer}", self._group.send([tensor], peer, 0), tensor)
+        what = f"send to part {peer}"
+        with self.begin(what):
+            return _Sending(self, what, self._group.send([tensor], peer, 0), tensor)
 
     def receive(self, tensor: torch.Tensor, peer: int) -> None:
         """See `PointToPoint`."""
-        self.wait(f"receive from part {peer}", self._group.recv([tensor], peer, 0))
+        with self.begin(f"receive from part {peer}"):
+            self._group.recv([tensor], peer, 0).wait(*self._limit)
+
+    def wait_without_end(self) -> None:
+        """See `PointToPoint`."""
+        if isinstance(self._group, dist.ProcessGroupGloo):
+            self._limit = (_NO_END,)
+        else:
+            self._group._set_default_timeout(_NO_END)  # told to `wait`, the host would wait for its device
 
     def abort(self) -> None:
         """See `TensorGroup`. gloo can not: its waits end when the other process, or its end of the group, is gone.
@@ -125,12 +143,18 @@ class TorchGroup:
         """
         self._group.abort()
 
-    def wait(self, what: str, work: Work) -> None:
+    def finish(self, what: str, work: Work) -> None:
         """Until it is done, or queued on the device. Raises `CollectiveFailed`."""
+        with self.begin(what):
+            work.wait(*self._limit)
+
+    @contextmanager
+    def begin(self, what: str) -> Iterator[None]:
+        """Within, a collective is begun or waited for. Raises `CollectiveFailed`: both fail when a peer is gone."""
         self._progress.collective += 1
         self._progress.inside = what
         try:
-            work.wait()
+            yield
         except RuntimeError as error:
             why = str(error).splitlines()[0]
             raise CollectiveFailed(f"{what} (number {self._progress.collective})", why) from None
@@ -148,16 +172,18 @@ class _Sending:
 
     def wait(self) -> None:
         """See `Sending`."""
-        self.group.wait(self.what, self.work)
+        self.group.finish(self.what, self.work)
 
 
 class GroupPipe:
     """`parallel.stage_cut.StagePipe` in the group of the ranks that hold the same part of each stage.
 
-    Sending does not wait until the next stage takes it; the next `send` does.
+    Sending does not wait until the next stage takes it; the next `send` does. A stage may compute for as long as it
+    likes while its neighbours wait: the driver tells whether it moves.
     """
 
     def __init__(self, group: PointToPoint) -> None:
+        group.wait_without_end()
         self._group = group
         self._sending: Sending | None = None
 

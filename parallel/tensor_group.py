@@ -47,6 +47,9 @@ class PointToPoint(Protocol):
     def receive(self, tensor: torch.Tensor, peer: int) -> None:
         """Fill the tensor with what that rank of the group sends."""
 
+    def wait_without_end(self) -> None:
+        """From now on a send or receive waits until the other rank takes part, or is gone."""
+
     def abort(self) -> None:
         """See `TensorGroup`."""
 

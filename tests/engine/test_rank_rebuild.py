@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 from pathlib import Path
 
 import msgspec
@@ -11,10 +12,11 @@ import pytest
 from engine.config import Offload
 from engine.core import EngineCore
 from engine.errors import RankLost
+from engine.rank_group import RankGroup
 from engine.rank_rebuild import RankRebuild
 from engine.startup import start_engine, start_engine_of_ranks
 from parallel.layout import RankLayout
-from tests.engine.test_rank_group import gone
+from tests.engine.test_rank_group import gone, wait_until
 from tests.engine.test_ranks import CONFIG, answers, arrivals
 from tests.engine.tiny_models import save_tiny_model
 
@@ -84,3 +86,35 @@ def test_a_replica_for_which_no_spare_can_be_started_is_whole_without(caplog: py
     rebuild = RankRebuild(None, NoSpares(), None, num_spares=1, start_s=1.0)  # type: ignore[arg-type]
     assert rebuild.may_begin(0.0)
     assert "no spare process could be started" in caplog.text and "Resource temporarily" in caplog.text
+
+
+@pytest.mark.timeout(300)
+def test_a_stage_with_two_steps_before_it_outlives_its_neighbour_but_not_its_driver(tmp_path: Path) -> None:
+    folder = save_tiny_model("llama", tmp_path)
+    core, info = start_engine_of_ranks(str(folder), CONFIG, RankLayout(1, 2), rank_timeout_s=PATIENCE_S, num_spares=1)
+    first, last = info.rank_pids
+    try:
+        expected = step_to_the_end(core)
+        for _, request in ASKED[:2]:
+            core.scheduler.add(request, 0.0)
+            os.kill(last, signal.SIGSTOP)
+            core.submit(0.0)
+        os.kill(first, signal.SIGKILL)
+        assert wait_until(lambda: gone([first]))
+        os.kill(last, signal.SIGCONT)
+        with pytest.raises(RankLost, match=r"rank 0, step \d+: .*signal 9") as raised:
+            core.collect()
+            core.collect()
+        assert core.rebuilder is not None
+        core.scheduler.hand_back("a rank is lost")
+        first, kept = core.rebuilder.rebuild(raised.value).rank_pids
+        assert kept == last
+        assert step_to_the_end(core) == expected
+        os.kill(first, signal.SIGSTOP)
+        core.scheduler.add(ASKED[0][1], 0.0)
+        core.submit(0.0)
+        assert isinstance(core.executor, RankGroup)
+        core.executor._peers[1].connection.shutdown(socket.SHUT_RDWR)
+        assert wait_until(lambda: gone([last])), "it waits for the other stage"
+    finally:
+        core.executor.close()

@@ -1,6 +1,7 @@
 """Groups of ranks that are threads: what they exchange arrives, also by way of the host's memory."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,23 +12,34 @@ from parallel.layout import RankLayout
 from parallel.preflight_facts import Transport
 from parallel.preflight_probe import measure_rank
 from parallel.preflight_speeds import RankSpeeds
-from parallel.process_group import Progress, RankGroups, join_groups, nccl_environment
+from parallel.process_group import CollectiveFailed, Progress, RankGroups, join_groups, nccl_environment
 
 CPU = torch.device("cpu")
+TIMEOUT_S = 2.0
 OVER_THE_NETWORK = [Transport.GLOO, Transport.STAGED]
 
 
-def in_threads(layout: RankLayout, transport: Transport, work: Callable[[RankGroups, int], object]) -> None:
-    """`work` at every rank; raises what one of them raises. What it returns lives until all are done."""
+def in_threads(
+    layout: RankLayout,
+    transport: Transport,
+    work: Callable[[RankGroups, int], object],
+    *,
+    timeout_s: float = 10.0,
+    keeps: bool = True,
+) -> None:
+    """`work` at every rank; raises what one of them raises. What it returns, and, if `keeps`, its groups live until all
+    are done."""
     store, errors = dist.HashStore(), []
     done = threading.Barrier(layout.world_size)  # whoever leaves takes what it has sent along
 
     def run(rank: int) -> None:
         try:
             groups = join_groups(
-                store, layout, rank, host="127.0.0.1", timeout_s=10.0, progress=Progress(), transport=transport
+                store, layout, rank, host="127.0.0.1", timeout_s=timeout_s, progress=Progress(), transport=transport
             )
             kept = work(groups, rank)
+            if not keeps:
+                del groups
             done.wait()
             del kept
         except BaseException as error:
@@ -102,6 +114,36 @@ def test_a_rank_that_leaves_ends_what_it_waits_for() -> None:
             left.wait(10.0)
 
     in_threads(RankLayout(2, 1), Transport.GLOO, work)
+
+
+@pytest.mark.parametrize("transport", OVER_THE_NETWORK)
+def test_a_stage_may_compute_for_longer_than_a_collective_may_wait(transport: Transport) -> None:
+    def work(groups: RankGroups, rank: int) -> object:
+        assert groups.pipe is not None
+        pipe = groups.pipe
+        if rank == 0:
+            time.sleep(1.5 * TIMEOUT_S)
+            pipe.send(torch.ones(3))
+        else:
+            assert torch.equal(pipe.receive(torch.empty(3)), torch.ones(3))
+        return pipe
+
+    in_threads(RankLayout(1, 2), transport, work, timeout_s=TIMEOUT_S)
+
+
+def test_what_is_begun_with_a_neighbour_that_is_gone_is_a_broken_collective() -> None:
+    def work(groups: RankGroups, rank: int) -> None:
+        if rank == 0:
+            return  # and takes its end of the group along
+        assert groups.pipe is not None and groups.column is not None
+        with pytest.raises(CollectiveFailed, match=r"receive from part 0 .*[Cc]losed"):
+            groups.pipe.receive(torch.empty(3))
+        with pytest.raises(CollectiveFailed, match="receive from part 0"):
+            groups.pipe.receive(torch.empty(3))
+        with pytest.raises(CollectiveFailed, match="send to part 0"):
+            groups.column.send(torch.empty(3), 0).wait()
+
+    in_threads(RankLayout(1, 2), Transport.GLOO, work, keeps=False)
 
 
 def test_nccl_waits_as_long_as_it_is_told_and_uses_the_interface_that_the_others_reach() -> None:
