@@ -136,7 +136,7 @@ def test_what_is_begun_with_a_neighbour_that_is_gone_is_a_broken_collective() ->
         if rank == 0:
             return  # and takes its end of the group along
         assert groups.pipe is not None and groups.column is not None
-        with pytest.raises(CollectiveFailed, match=r"receive from part 0 .*[Cc]losed"):
+        with pytest.raises(CollectiveFailed, match="receive from part 0"):
             groups.pipe.receive(torch.empty(3))
         with pytest.raises(CollectiveFailed, match="receive from part 0"):
             groups.pipe.receive(torch.empty(3))
