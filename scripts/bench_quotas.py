@@ -19,7 +19,7 @@ from rich.table import Table
 
 from cluster.auth.principal import Principal
 from cluster.calls.record import Attempt, Caller, CallRecord
-from cluster.config import GatewayConfig, MantaConfig, RouterConfig
+from cluster.config import GatewayConfig, MantaConfig, ModelConfig, RouterConfig
 from cluster.metrics.instruments import Instruments
 from cluster.quotas.config import Limits, QuotaConfig, TenantLimits
 from cluster.streams.dispatcher import Dispatcher
@@ -75,7 +75,8 @@ async def _measure(redis: str | None, port: int, concurrency: int, num_requests:
     limits = Limits(requests_per_minute=MANY, tokens_per_minute=MANY)
     tenant = TenantLimits(requests_per_minute=MANY, tokens_per_minute=MANY, models={"m": limits})
     quotas = QuotaConfig() if redis is None else QuotaConfig(default=tenant, redis=redis)
-    config = MantaConfig(gateway=GatewayConfig(), router=RouterConfig(shards=1), quotas=quotas)
+    models = (ModelConfig(model="chain", name="m"),)
+    config = MantaConfig(models=models, gateway=GatewayConfig(), router=RouterConfig(shards=1), quotas=quotas)
     name = f"bench{time.monotonic_ns()}"
     links, dispatcher = QuotaLinks(config, name, Instruments()), Dispatcher(name)
 
