@@ -71,7 +71,7 @@ class FrameDecoder(Generic[T]):
                     break
                 messages.append(self._decoder.decode(view[start + 4 : start + 4 + length]))
                 start += 4 + length
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FrameError(f"not a frame of this direction: {error}") from None
         finally:
             view.release()

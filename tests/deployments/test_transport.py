@@ -130,3 +130,8 @@ def test_the_decoder_takes_any_cut_of_the_bytes() -> None:
 def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(FrameError, match="announces"):
         FrameDecoder(ToReplica).feed(struct.pack(">I", 2**31))
+
+
+def test_a_text_that_is_not_utf_8_is_no_frame() -> None:
+    with pytest.raises(FrameError, match="not a frame"):
+        FrameDecoder[Any](FromReplica).feed(b"\x00\x00\x00\x03\x91\xa1\x80")
