@@ -42,8 +42,7 @@ class CallReports:
         try:
             for link in self._links.values():
                 link.send(FindReport(ticket, name, tenant))
-            if self._links:
-                await inquiry.wait()
+            await inquiry.wait()
         finally:
             del self._inquiries[ticket]
         reports = [_decode(found) for found in inquiry.found]

@@ -43,7 +43,7 @@ class RequestIds:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         given = header(scope, b"x-request-id") or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        request_id = request_id_of(given)
         scope["request_id"], scope["arrived_at"] = request_id, time.monotonic()
         extra: Header = (b"x-request-id", request_id.encode())
 
@@ -82,6 +82,11 @@ class Errors:
         self._tell(answer)
         worded = scope.get(SCOPE_KEY, OPENAI_STYLE).word(answer)
         return await send_json(send, worded.status, worded.body, error_headers(answer))
+
+
+def request_id_of(given: str) -> str:
+    """The client's own when it is short visible ASCII, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
 def untold(error: ApiError) -> None:

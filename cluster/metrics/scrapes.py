@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 
 from cluster.frames import Figures, FromRouter, Scrape, Scraped
 from cluster.metrics.snapshot import Snapshot, newest
+from cluster.streams.inquiry import Inquiry
 from cluster.streams.link import Link
 
 ANSWER_S = 1.0
@@ -23,9 +24,7 @@ class Scrapes:
         self._links: dict[int, Link] = {}
         self._told_at = 0.0
         self._ticket = 0
-        self._awaited: set[int] = set()
-        self._found: list[Snapshot] = []
-        self._all_here = asyncio.Event()
+        self._inquiry: Inquiry[list[Snapshot]] = Inquiry(set())
         self._gathering: asyncio.Task[list[Snapshot]] | None = None
 
     def on_router(self, shard: int, link: Link) -> None:
@@ -33,7 +32,7 @@ class Scrapes:
 
     def on_router_lost(self, shard: int) -> None:
         self._links.pop(shard, None)
-        self._answered(shard)
+        self._inquiry.gone(shard)
 
     def on_tick(self, now: float) -> None:
         """Tell a shard, if it is time."""
@@ -43,9 +42,8 @@ class Scrapes:
             self._links[min(alive)].send(Figures(self._own()))
 
     def on_router_frame(self, shard: int, frame: FromRouter) -> None:
-        if isinstance(frame, Scraped) and frame.ticket == self._ticket and shard in self._awaited:
-            self._found += frame.snapshots
-            self._answered(shard)
+        if isinstance(frame, Scraped) and frame.ticket == self._ticket:
+            self._inquiry.answered(shard, frame.snapshots)
 
     async def gather(self) -> list[Snapshot]:
         """Of all processes that are known."""
@@ -55,20 +53,9 @@ class Scrapes:
 
     async def _gather(self) -> list[Snapshot]:
         self._ticket += 1
-        self._found = []
-        self._awaited = {shard for shard in self._live() if shard in self._links}
-        self._all_here.clear()
-        for shard in list(self._awaited):
+        asked = {shard for shard in self._live() if shard in self._links}
+        inquiry = self._inquiry = Inquiry(asked)
+        for shard in asked:
             self._links[shard].send(Scrape(self._ticket))
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                while self._awaited:
-                    await self._all_here.wait()
-        except TimeoutError:
-            self._awaited.clear()  # the page tells how many shards there are
-        return newest([self._own(), *self._found])
-
-    def _answered(self, shard: int) -> None:
-        self._awaited.discard(shard)
-        if not self._awaited:
-            self._all_here.set()
+        await inquiry.wait(ANSWER_S)  # the page tells how many shards there are
+        return newest([self._own(), *(snapshot for answer in inquiry.found for snapshot in answer)])

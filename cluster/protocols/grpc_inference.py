@@ -9,7 +9,8 @@ import msgspec
 from cluster.api.completions import Completions
 from cluster.api.serving import Serving
 from cluster.errors import ApiError, InvalidRequest
-from cluster.protocols.grpc_way import Context, GrpcWay, add_trailers, cut_off_unread, new_request_id
+from cluster.gateway.layers import request_id_of
+from cluster.protocols.grpc_way import Context, GrpcWay, add_headers, cut_off_unread
 from cluster.protocols.kserve import OpenInference
 from cluster.protocols.kserve_schema import InferRequest, InferResponse, InferTensor, InferWanted
 from cluster.protocols.kserve_tensors import read_elements, with_data, write_elements
@@ -59,7 +60,7 @@ class InferenceService:
         async with self._way.enter(context, f"{SERVICE}/ModelInfer") as caller:
             asked = await self._inference.prepare(request.model_name, _read(request), caller)
             response = await self._inference.infer(asked)
-            add_trailers(context, [(name.decode(), value.decode()) for name, value in asked.call.record.headers])
+            add_headers(context, asked.call.record.headers)
             return _written(response, request, is_last=True)
 
     async def stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncGenerator[Any, None]:
@@ -74,7 +75,7 @@ class InferenceService:
     async def _answers(self, requests: AsyncIterator[Any], context: Context, way: str) -> AsyncGenerator[Any, None]:
         async for request in requests:
             try:
-                caller = await self._way.caller(context, way, new_request_id())
+                caller = await self._way.caller(context, way, request_id_of(""))
                 asked = await self._inference.prepare(request.model_name, _read(request), caller)
                 async with aclosing(self._inference.stream(asked)) as responses:
                     async for response, is_last in responses:

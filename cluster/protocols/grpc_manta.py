@@ -14,7 +14,7 @@ from cluster.api.sampling_rules import context_limit
 from cluster.api.schema_chat import ChatRequest
 from cluster.api.schema_completions import CompletionRequest
 from cluster.api.serving import Serving
-from cluster.protocols.grpc_way import Context, GrpcWay, add_trailers, cut_off_unread
+from cluster.protocols.grpc_way import Context, GrpcWay, add_headers, cut_off_unread
 from cluster.protocols.proto import manta_pb2
 
 SERVICE = "manta.v1.Manta"
@@ -77,7 +77,7 @@ class MantaService:
                 if delta.token_ids or delta.text or delta.finish_reason is not None:
                     yield _chunk(call.id, delta)
         usage = tally.usage()
-        add_trailers(context, [(name.decode(), value.decode()) for name, value in call.record.headers])
+        add_headers(context, call.record.headers)
         yield manta_pb2.Chunk(
             id=call.id,
             usage=manta_pb2.Usage(

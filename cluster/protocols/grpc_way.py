@@ -1,10 +1,8 @@
 """How a gRPC call comes in and how it fails: who calls, by when it must be done, status codes, metadata."""
 
 import asyncio
-import re
-import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -14,9 +12,9 @@ from cluster.auth.access import Access, require
 from cluster.calls.record import Caller
 from cluster.errors import ApiError
 from cluster.gateway.http_errors import answerable
-from cluster.gateway.layers import Identify, error_headers
+from cluster.gateway.http_exchange import Header
+from cluster.gateway.layers import Identify, error_headers, request_id_of
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -41,9 +39,7 @@ class GrpcWay:
     async def enter(self, context: Context, way: str) -> AsyncIterator[Caller]:
         """Around a handler: who calls; what the handler raises ends the call with its status."""
         given = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        request_id = given.get("x-request-id", "")
-        if _REQUEST_ID.fullmatch(request_id) is None:
-            request_id = new_request_id()
+        request_id = request_id_of(given.get("x-request-id", ""))
         add_trailers(context, [("x-request-id", request_id)])
         try:
             yield await self.caller(context, way, request_id)
@@ -52,8 +48,8 @@ class GrpcWay:
         except Exception as error:
             answer = answerable(error)
             self.tell(answer)
-            more = [(name.decode(), value.decode()) for name, value in error_headers(answer)]
-            add_trailers(context, [("manta-code", answer.code), *more])
+            add_trailers(context, [("manta-code", answer.code)])
+            add_headers(context, error_headers(answer))
             await context.abort(_CODES.get(answer.status, grpc.StatusCode.INTERNAL), answer.message)
 
     async def caller(self, context: Context, way: str, request_id: str) -> Caller:
@@ -85,11 +81,11 @@ async def cut_off_unread(messages: AsyncGenerator[Any, None], stall_s: float) ->
                 timer.cancel()
 
 
-def new_request_id() -> str:
-    """For who gives none."""
-    return f"req_{secrets.token_hex(12)}"
-
-
 def add_trailers(context: Context, more: Metadata) -> None:
     """What goes with the end of the call, beside what was said before."""
     context.set_trailing_metadata((*(context.trailing_metadata() or ()), *more))
+
+
+def add_headers(context: Context, headers: Sequence[Header]) -> None:
+    """What HTTP would say in the head of its answer."""
+    add_trailers(context, [(name.decode(), value.decode()) for name, value in headers])

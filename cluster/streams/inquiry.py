@@ -9,18 +9,20 @@ ANSWER_S = 2.0  #: a shard that has not answered by then is taken to have nothin
 
 
 class Inquiry(Generic[Answer]):
-    """The answers so far."""
+    """The answers so far; with nobody to ask it is over at once."""
 
     def __init__(self, shards: set[int]) -> None:
         self._waits_for = set(shards)
         self.found: list[Answer] = []
         self.num_answers = 0
         self._done = asyncio.Event()
+        if not shards:
+            self._done.set()
 
-    async def wait(self) -> None:
+    async def wait(self, answer_s: float | None = None) -> None:
         """Until all have answered or are gone, or their time is over: what has been found counts."""
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(ANSWER_S if answer_s is None else answer_s):
                 await self._done.wait()
         except TimeoutError:
             pass
